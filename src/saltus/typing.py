@@ -1,0 +1,201 @@
+"""The words that the rest of the library is written in.
+
+Time runs from noise to data: t = 0 is the prior, t = 1 is the data, and s <= t. Every time is a
+tensor of shape [B] in float32 or float64; :func:`saltus.tensors.like` is the only broadcast.
+
+Shape names used in every docstring: B rows of a batch, ``...`` the shape of one sample, n the rows
+of a loss term, K components of a mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from saltus.streams import Streams
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Condition",
+    "Draws",
+    "FlowMap",
+    "Objective",
+    "Output",
+    "Schedule",
+    "Term",
+    "Velocity",
+]
+
+Draws = dict[str, "Tensor | Draws"]
+"""Everything random in a loss: times, noises, masks and row splits, by name (nested in a sum)."""
+
+Schedule = Callable[[Tensor], Tensor]
+"""A number that changes with progress: 0-d tensor in [0, 1] -> 0-d tensor."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a sample is conditioned on. Every field has the batch as its first axis.
+
+    Attributes:
+        label: class labels, int64 [B].
+        w: guidance strength as an input of the network, [B]; w = 1 means no guidance.
+        interval: the times (start, end) between which guidance applies, [B, 2].
+        null: rows whose label is dropped, bool [B]. The backbone owns the null embedding.
+    """
+
+    label: Tensor | None = None
+    w: Tensor | None = None
+    interval: Tensor | None = None
+    null: Tensor | None = None
+
+    def nulled(self) -> Condition:
+        """The same condition with every label dropped (the unconditional branch of guidance)."""
+        if self.label is None:
+            return self
+        return replace(self, null=torch.ones_like(self.label, dtype=torch.bool))
+
+    def drop(self, rows: Tensor) -> Condition:
+        """Drop the labels of ``rows`` (bool [B]) in addition to those dropped already."""
+        return replace(self, null=rows if self.null is None else self.null | rows)
+
+    def rows(self, index: Tensor) -> Condition:
+        """The condition of some rows; ``index`` is int64 [n] or bool [B]."""
+        label, w, interval, null = self.label, self.w, self.interval, self.null
+        return Condition(
+            label=None if label is None else label[index],
+            w=None if w is None else w[index],
+            interval=None if interval is None else interval[index],
+            null=None if null is None else null[index],
+        )
+
+    def to(self, device: torch.device) -> Condition:
+        """The same condition on another device."""
+        label, w, interval, null = self.label, self.w, self.interval, self.null
+        return Condition(
+            label=None if label is None else label.to(device),
+            w=None if w is None else w.to(device),
+            interval=None if interval is None else interval.to(device),
+            null=None if null is None else null.to(device),
+        )
+
+
+class Output(NamedTuple):
+    """What a backbone returns: the main output u [B, ...] and named second heads of its shape."""
+
+    u: Tensor
+    heads: Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Velocity(Protocol):
+    """b_t(x): x [B, ...], t [B] -> [B, ...]. A teacher is a Velocity; so is an exact system."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class FlowMap(Protocol):
+    """X_{s,t}(x) = x + (t - s) u_{s,t}(x), with u the average velocity and u_{t,t} = b_t."""
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """X_{s,t}(x): x [B, ...], s and t [B] -> [B, ...]."""
+        ...
+
+    def average(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
+    ) -> Tensor:
+        """u_{s,t}(x), smooth at s = t. The primitive: nobody divides by t - s."""
+        ...
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """u_{t,t}(x), the instantaneous velocity."""
+        ...
+
+    def evaluate(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
+    ) -> Output:
+        """u_{s,t}(x) together with the second heads that the same network call computed."""
+        ...
+
+
+class Backbone(Protocol):
+    """A network with two time inputs, any real numbers: the raw material of a flow map.
+
+    ``forward`` returns an :class:`Output`; ``blocks`` are the parts to shard and compile.
+    """
+
+    blocks: torch.nn.ModuleList
+
+    def __call__(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
+    ) -> Output: ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: ``weight * mean(value)``.
+
+    Attributes:
+        value: one number a row, or a group of rows, [n], in float32 or float64.
+        weight: a number or a 0-d tensor.
+    """
+
+    value: Tensor
+    weight: float | Tensor = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees of one step.
+
+    Attributes:
+        x0: samples of the prior, [B, ...].
+        x1: samples of the data, [B, ...]; None is data-free training.
+        cond: what the samples are conditioned on.
+        progress: how much of the run is over, a 0-d tensor in [0, 1].
+        mean: the mean over the global batch, for the few weights that need one.
+    """
+
+    x0: Tensor
+    x1: Tensor | None = None
+    cond: Condition | None = None
+    progress: Tensor = field(default_factory=lambda: torch.zeros(()))
+    mean: Callable[[Tensor], Tensor] = torch.mean
+
+    def rows(self, index: Tensor) -> Batch:
+        """Some rows of the batch; ``index`` is int64 [n]."""
+        return replace(
+            self,
+            x0=self.x0[index],
+            x1=None if self.x1 is None else self.x1[index],
+            cond=None if self.cond is None else self.cond.rows(index),
+        )
+
+    def data(self) -> Tensor:
+        """x1, or a ValueError that says that this objective needs data."""
+        if self.x1 is None:
+            raise ValueError(
+                "this objective learns from data, but the batch has x1=None (data-free); "
+                "give the run a data set or choose a method whose card does not need data"
+            )
+        return self.x1
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss as a pure function of tensors. It owns no parameters and never logs, steps or syncs."""
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """Everything random, drawn eagerly: times, noises, masks, row splits."""
+        ...
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        """The terms of the loss; deterministic in its arguments, so that it compiles."""
+        ...
