@@ -1,0 +1,398 @@
+"""Derivatives of networks along a direction: the only place that uses forward-mode differentiation.
+
+:func:`derivative` returns f(p) and its directional derivative d/de f(p + e v) at e = 0 in one of
+three ways, which are values, not strings:
+
+- :class:`Forward`: one forward-mode pass. Value and derivative both carry gradient to the
+  parameters ("reverse over forward"), as Lagrangian self-distillation needs.
+- :class:`TwoPass`: the derivative is a constant, the value comes from a second, plain pass. For
+  objectives that stop the gradient of the derivative; saves the memory of its graph, and the plain
+  pass may use fused attention.
+- :class:`FiniteDifference`: central differences, for networks without forward-mode rules.
+
+**Safe mode.** A backward pass through the forward-mode derivative of PyTorch's fused layer norm,
+instance norm, training batch norm and gated linear unit is wrong or missing, silently for the norms
+(tens of percent of the parameter gradient), and fused attention has no forward-mode rule at all.
+While a derivative is taken in safe mode, these calls are replaced by the same formulas in primitive
+operations, also inside networks that are not ours.
+
+Compile the whole loss, with the derivative inside it, by :func:`compiled`; differentiating a compiled
+network is not supported. Activation checkpointing works around a derivative, not inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from saltus.tensors import upcast
+
+__all__ = ["Derivative", "FiniteDifference", "Forward", "TwoPass", "compiled", "derivative"]
+
+T = TypeVar("T")
+
+
+def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    if weight is not None:
+        y = y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: list[int] | tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    shape = tuple(normalized_shape)
+    y = _normalise(upcast(input), tuple(range(-len(shape), 0)), eps)
+    return _affine(y, weight, bias, shape).to(input.dtype)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    y = _normalise(upcast(input).reshape(input.shape[0], num_groups, -1), (-1,), eps)
+    return _affine(y.reshape(input.shape), weight, bias, (-1,) + (1,) * (input.ndim - 2)).to(input.dtype)
+
+
+def _statistics_norm(
+    x: Tensor,
+    running: tuple[Tensor | None, Tensor | None],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    live_dims: tuple[int, ...] | None,
+    eps: float,
+    name: str,
+) -> Tensor:
+    """Batch or instance norm: over ``live_dims``, or with stored statistics where they are None."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    mean, var = running
+    if live_dims is not None:
+        if mean is not None:
+            raise ValueError(
+                f"{name} in training inside a derivative: expected no running statistics, got some, which a "
+                "derivative cannot update; use track_running_stats=False, eval() or another norm"
+            )
+        y = _normalise(upcast(x), live_dims, eps)
+    else:
+        assert mean is not None and var is not None
+        y = (upcast(x) - mean.reshape(shape)) * torch.rsqrt(var.reshape(shape) + eps)
+    return _affine(y, weight, bias, shape).to(x.dtype)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    dims = tuple(range(2, input.ndim)) if use_input_stats else None
+    return _statistics_norm(input, (running_mean, running_var), weight, bias, dims, eps, "instance norm")
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    dims = (0, *range(2, input.ndim)) if training else None
+    return _statistics_norm(input, (running_mean, running_var), weight, bias, dims, eps, "batch norm")
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.batch_norm`` orders its arguments differently from ``F.batch_norm``."""
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(q k' / sqrt(d) + mask) v; rows in which every key is masked give zero, as the fused one."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+    if is_causal:
+        if attn_mask is not None:
+            raise ValueError("attention: expected attn_mask or is_causal, got both; merge them into attn_mask")
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    scores = upcast(query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
+        empty = torch.isneginf(attn_mask).all(-1, keepdim=True)
+        weights = (scores + attn_mask.masked_fill(empty, 0.0)).softmax(-1).masked_fill(empty, 0.0)
+    if dropout_p > 0.0:
+        weights = torch.dropout(weights, dropout_p, True)
+    return weights.to(value.dtype) @ value
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    a, b = input.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def _multi_head_attention(*args: Any, need_weights: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+    """The variant that returns its weights is written in primitive operations already."""
+    out, weights = F.multi_head_attention_forward(*args, need_weights=True, **kwargs)
+    return out, weights if need_weights else None
+
+
+_FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
+    F.glu: _glu,
+}
+
+
+class _Primitive(TorchFunctionMode):
+    """Safe mode: within it the functions above run as primitive formulas. Being a mode, it also
+    keeps ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` off their fused fast paths."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        return _FORMULAS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _jvp(
+    f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], safe: bool
+) -> tuple[T, T]:
+    """Forward mode; a primal whose tangent is None is a constant and costs nothing."""
+    moving = [i for i, v in enumerate(tangents) if v is not None]
+
+    def g(*moved: Tensor) -> T:
+        full = list(primals)
+        for i, p in zip(moving, moved, strict=True):
+            full[i] = p
+        with _Primitive() if safe else nullcontext():
+            return f(*full)
+
+    if not moving:
+        value = g()
+        return value, tree_map(torch.zeros_like, value)
+    directions = tuple(v for v in tangents if v is not None)
+    value, tangent = torch.func.jvp(g, tuple(primals[i] for i in moving), directions)
+    return value, tangent
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Forward mode; value and derivative both carry gradient.
+
+    Attributes:
+        safe: replace the operations whose second-order rules are wrong or missing.
+    """
+
+    safe: bool = True
+
+    def take(
+        self, f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+    ) -> tuple[T, T]:
+        """Value and derivative; called by :func:`derivative`, which checks its arguments."""
+        return _jvp(f, primals, tangents, self.safe)
+
+
+@dataclass(frozen=True)
+class TwoPass:
+    """The derivative without gradient, and the value with gradient from a pass of its own.
+
+    Attributes:
+        safe: as in :class:`Forward`; applies to the derivative's pass only.
+    """
+
+    safe: bool = True
+
+    def take(
+        self, f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+    ) -> tuple[T, T]:
+        """Value and derivative; called by :func:`derivative`, which checks its arguments."""
+        with torch.no_grad():
+            _, tangent = _jvp(f, primals, tangents, self.safe)
+        value = f(*primals)
+        return value, tree_map(lambda v, y: v.to(y.dtype), tangent, value)
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """(f(p + eps v) - f(p - eps v)) / (2 eps), with gradient, three calls in all.
+
+    Autocast is off while the difference is taken: at eps = 5e-3 its relative error is about 2e-5 in
+    float32, but 3 to 30 % in bfloat16. Networks must be deterministic (no active dropout).
+
+    Attributes:
+        eps: the step, in units of the tangent.
+    """
+
+    eps: float = 5e-3
+
+    def take(
+        self, f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+    ) -> tuple[T, T]:
+        """Value and derivative; called by :func:`derivative`, which checks its arguments."""
+        value = f(*primals)
+
+        def moved(eps: float) -> T:
+            return f(*(p if v is None else p + eps * v for p, v in zip(primals, tangents, strict=True)))
+
+        with torch.autocast(primals[0].device.type, enabled=False):
+            ahead, behind = moved(self.eps), moved(-self.eps)
+        tangent: T = tree_map(lambda a, b: (a - b) / (2.0 * self.eps), ahead, behind)
+        return value, tangent
+
+
+Derivative = Forward | TwoPass | FiniteDifference
+"""The ways of taking a derivative."""
+
+_FORWARD = Forward()
+
+
+def derivative(
+    f: Callable[..., T],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor | None, ...],
+    how: Derivative = _FORWARD,
+) -> tuple[T, T]:
+    """f(primals) and its derivative along ``tangents``: (value, tangent), both shaped as f returns.
+
+    Args:
+        f: a function of tensors that returns a tensor or a nest of tensors (an ``Output``).
+        primals: the point, one tensor an argument of f.
+        tangents: the direction, each of its primal's shape and cast to its dtype; None stands for
+            zeros and is free.
+        how: the way it is taken.
+
+    Raises:
+        ValueError: the tangents do not match the primals.
+
+    >>> value, tangent = derivative(torch.sin, (torch.zeros(2),), (torch.ones(2),))
+    >>> value, tangent
+    (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    if len(primals) != len(tangents):
+        raise ValueError(
+            f"derivative: expected {len(primals)} tangents, one a primal, got {len(tangents)}; "
+            "use None where the direction is zero"
+        )
+    cast = []
+    for i, (p, v) in enumerate(zip(primals, tangents, strict=True)):
+        if v is not None and v.shape != p.shape:
+            raise ValueError(
+                f"derivative: expected tangent {i} of shape {list(p.shape)}, got {list(v.shape)}; expand it"
+            )
+        cast.append(None if v is None else v.to(p.dtype))
+    return how.take(f, primals, tuple(cast))
+
+
+def _zeros(
+    size: list[int],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> Tensor:
+    return torch.full(size, 0, dtype=dtype, device=device)
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """Inductor that materialises the symbolic zeros which forward mode leaves in the graph; without
+    this it stops at "ZeroTensors are immutable" (PyTorch 2.11 to 2.13)."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    table = {**select_decomp_table(), torch.ops.aten._efficientzerotensor.default: _zeros}
+    compile_: Callable[..., Callable[..., Any]] = compile_fx
+    return compile_(graph, inputs, decompositions=table)
+
+
+def compiled(module: nn.Module, backend: str | None = None) -> nn.Module:
+    """``module``, whose forward is a whole loss with its derivatives, compiled as one graph.
+
+    Args:
+        module: the loss; parameters are shared with the result.
+        backend: None is inductor with the work-around for derivatives; a name as ``torch.compile``
+            takes it otherwise ("aot_eager" checks the graph without a compiler).
+
+    >>> from torch import nn
+    >>> compiled(nn.Linear(1, 1), backend="aot_eager")(torch.zeros(2, 1)).shape
+    torch.Size([2, 1])
+    """
+    result: nn.Module = torch.compile(module, backend=backend or _inductor, fullgraph=True)
+    return result
