@@ -22,9 +22,12 @@ network is not supported. Activation checkpointing works around a derivative, no
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -176,7 +179,7 @@ def _attention(
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
     if is_causal:
         if attn_mask is not None:
-            raise ValueError("attention: expected attn_mask or is_causal, got both; merge them into attn_mask")
+            raise ValueError("attention: expected attn_mask or is_causal, got both; merge the two masks")
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     scores = upcast(query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is None:
@@ -196,10 +199,10 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
-def _multi_head_attention(*args: Any, need_weights: bool = True, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
     """The variant that returns its weights is written in primitive operations already."""
-    out, weights = F.multi_head_attention_forward(*args, need_weights=True, **kwargs)
-    return out, weights if need_weights else None
+    out, weights = F.multi_head_attention_forward(*args, **{**kwargs, "need_weights": True})
+    return out, weights if kwargs.get("need_weights", True) else None
 
 
 _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -231,6 +234,14 @@ class _Primitive(TorchFunctionMode):
         return _FORMULAS.get(func, func)(*args, **(kwargs or {}))
 
 
+@cache
+def _load_rules() -> None:
+    """PyTorch loads some forward-mode rules at first use, by a call that it has itself deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
 def _jvp(
     f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...], safe: bool
 ) -> tuple[T, T]:
@@ -248,8 +259,10 @@ def _jvp(
         value = g()
         return value, tree_map(torch.zeros_like, value)
     directions = tuple(v for v in tangents if v is not None)
-    value, tangent = torch.func.jvp(g, tuple(primals[i] for i in moving), directions)
-    return value, tangent
+    if not torch.compiler.is_compiling():
+        _load_rules()
+    jvp: Callable[..., tuple[T, T]] = torch.func.jvp
+    return jvp(g, tuple(primals[i] for i in moving), directions)
 
 
 @dataclass(frozen=True)
@@ -378,8 +391,9 @@ def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[...
     from torch._inductor.decomposition import select_decomp_table
 
     table = {**select_decomp_table(), torch.ops.aten._efficientzerotensor.default: _zeros}
-    compile_: Callable[..., Callable[..., Any]] = compile_fx
-    return compile_(graph, inputs, decompositions=table)
+    lower: Callable[..., Any] = compile_fx
+    result: Callable[..., Any] = lower(graph, inputs, decompositions=table)
+    return result
 
 
 def compiled(module: nn.Module, backend: str | None = None) -> nn.Module:
@@ -394,5 +408,6 @@ def compiled(module: nn.Module, backend: str | None = None) -> nn.Module:
     >>> compiled(nn.Linear(1, 1), backend="aot_eager")(torch.zeros(2, 1)).shape
     torch.Size([2, 1])
     """
-    result: nn.Module = torch.compile(module, backend=backend or _inductor, fullgraph=True)
-    return result
+    _load_rules()
+    compile_module: Callable[..., nn.Module] = torch.compile
+    return compile_module(module, backend=backend or _inductor, fullgraph=True)
