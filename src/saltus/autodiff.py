@@ -41,6 +41,7 @@ from saltus.tensors import upcast
 __all__ = ["Derivative", "FiniteDifference", "Forward", "TwoPass", "compiled", "derivative"]
 
 T = TypeVar("T")
+_RULES = "torch._decomp.decompositions_for_jvp"  # forward-mode rules that PyTorch loads at first use
 
 
 def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -235,11 +236,11 @@ class _Primitive(TorchFunctionMode):
 
 
 @cache
-def _load_rules() -> None:
-    """PyTorch loads some forward-mode rules at first use, by a call that it has itself deprecated."""
+def _quietly(module: str) -> Any:  # noqa: ANN401
+    """A part of PyTorch that calls what PyTorch has deprecated when it is first imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
+        return importlib.import_module(module)
 
 
 def _jvp(
@@ -260,9 +261,10 @@ def _jvp(
         return value, tree_map(torch.zeros_like, value)
     directions = tuple(v for v in tangents if v is not None)
     if not torch.compiler.is_compiling():
-        _load_rules()
-    jvp: Callable[..., tuple[T, T]] = torch.func.jvp
-    return jvp(g, tuple(primals[i] for i in moving), directions)
+        _quietly(_RULES)
+    result: Any = torch.func.jvp(g, tuple(primals[i] for i in moving), directions)
+    value, tangent = result
+    return value, tangent
 
 
 @dataclass(frozen=True)
@@ -387,12 +389,11 @@ def _zeros(
 def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Inductor that materialises the symbolic zeros which forward mode leaves in the graph; without
     this it stops at "ZeroTensors are immutable" (PyTorch 2.11 to 2.13)."""
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
-
-    table = {**select_decomp_table(), torch.ops.aten._efficientzerotensor.default: _zeros}
-    lower: Callable[..., Any] = compile_fx
-    result: Callable[..., Any] = lower(graph, inputs, decompositions=table)
+    table = _quietly("torch._inductor.decomposition").select_decomp_table()
+    table = {**table, torch.ops.aten._efficientzerotensor.default: _zeros}
+    result: Callable[..., Any] = _quietly("torch._inductor.compile_fx").compile_fx(
+        graph, inputs, decompositions=table
+    )
     return result
 
 
@@ -408,6 +409,7 @@ def compiled(module: nn.Module, backend: str | None = None) -> nn.Module:
     >>> compiled(nn.Linear(1, 1), backend="aot_eager")(torch.zeros(2, 1)).shape
     torch.Size([2, 1])
     """
-    _load_rules()
-    compile_module: Callable[..., nn.Module] = torch.compile
-    return compile_module(module, backend=backend or _inductor, fullgraph=True)
+    _quietly(_RULES)
+    result: Any = torch.compile(module, backend=backend or _inductor, fullgraph=True)
+    wrapped: nn.Module = result
+    return wrapped
