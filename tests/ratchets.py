@@ -1,0 +1,393 @@
+"""The rules of the house, read off the syntax trees of the package; ``tests/test_ratchets.py`` applies them.
+
+A rule takes the sources and yields one line for each violation, so each rule is itself tested on
+a snippet that breaks it. CONTRIBUTING.md gives the reasons.
+
+``python tests/ratchets.py`` prints every violation; ``python tests/ratchets.py --write-names``
+rewrites the snapshot ``tests/public_names.txt`` after a deliberate change of the public names.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ROOT / "tests" / "public_names.txt"
+
+MOST_LINES = 400
+MOST_FUNCTION_LINES = 70
+
+LEVEL = {
+    **dict.fromkeys(("typing", "tensors", "streams", "autodiff"), 0),
+    **dict.fromkeys(("interpolants", "couplings", "times", "weights"), 1),
+    **dict.fromkeys(("predictions", "maps", "identities", "legs", "states", "guidance", "slots"), 2),
+    **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),
+    "games": 4,
+    **dict.fromkeys(("methods", "training"), 5),
+    **dict.fromkeys(("report", "plots", "export"), 6),
+    "recipes": 7,
+    "cli": 8,
+}
+"""The height of each part; design level 4 is 4 and 5 here, level 5 is 6 to 8."""
+
+SIDE = {"nn": 0, "kernels": 0, "data": 1, "teachers": 2}
+"""Parts beside the tower and the highest level that they may know; only heights from 6 know them."""
+
+OUTER = 6
+BLIND = {"training": frozenset({"objectives", "samplers", "exact", "metrics", "predictions", "maps"})}
+"""What a part must not know although it lies below."""
+
+CORE = frozenset({"torch", "numpy", "safetensors", "tyro", "PIL", "rich"})
+OPTIONAL = frozenset(
+    {"diffusers", "matplotlib", "peft", "pyarrow", "scipy", "sklearn", "tensorboard", "transformers"}
+    | {"triton", "wandb"}
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file: its dotted module name, whether it is a package's ``__init__``, and its text."""
+
+    module: str
+    text: str
+    package: bool = False
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def part(self) -> str:
+        """The name under ``saltus`` that the file belongs to; empty for the package itself."""
+        return (self.module.split(".") + [""])[1]
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module or name: where, the dotted target, and how far in it stands."""
+
+    line: int
+    target: str
+    in_function: bool
+    for_types: bool
+
+
+Rule = Callable[[Sequence[Source]], Iterator[str]]
+
+
+def read(folder: Path, prefix: str) -> list[Source]:
+    """Every Python file under a folder as a source."""
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = [prefix, *path.relative_to(folder).with_suffix("").parts]
+        package = parts[-1] == "__init__"
+        found.append(Source(".".join(parts[:-1] if package else parts), path.read_text(), package))
+    return found
+
+
+def imports(source: Source) -> list[Import]:
+    """Every import of a file with relative ones resolved; ``from a import b`` gives ``a.b``."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, in_function: bool, for_types: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(node.lineno, a.name, in_function, for_types) for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = source.module.split(".")
+            above = above[: len(above) - node.level + source.package] if node.level else []
+            stem = ".".join([*above, *([node.module] if node.module else [])])
+            found.extend(Import(node.lineno, f"{stem}.{a.name}", in_function, for_types) for a in node.names)
+        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        typed = for_types or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside, typed)
+
+    visit(source.tree, False, False)
+    return found
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _arrow_broken(a: str, b: str) -> bool:
+    """Whether part a must not import part b (both differ)."""
+    if b in SIDE:
+        return LEVEL.get(a, -1) < OUTER
+    if a in SIDE:
+        return LEVEL[b] > SIDE[a]
+    if b in BLIND.get(a, ()) or LEVEL[b] > LEVEL[a]:
+        return True
+    return LEVEL[a] == LEVEL[b] and LEVEL[a] >= 3
+
+
+def import_arrows(sources: Sequence[Source]) -> Iterator[str]:
+    """Imports go downwards; equal height is allowed up to level 2; objectives only meet in sum.py."""
+    for source in sources:
+        a = source.part
+        if a and a not in LEVEL and a not in SIDE:
+            yield f"{source.module}: part {a!r} has no place; give it one in LEVEL or SIDE"
+            continue
+        for i in imports(source):
+            names = i.target.split(".")
+            if names[0] != "saltus" or i.target == "saltus.__version__":
+                continue
+            b = names[1] if len(names) > 1 else ""
+            where = f"{source.module}:{i.line} imports {i.target}"
+            if b not in LEVEL and b not in SIDE:
+                yield f"{where}: import a part of saltus, not the package itself"
+            elif not a or (a != b and _arrow_broken(a, b)):
+                yield f"{where}: {a or 'saltus'} must not know {b}"
+            elif a == b == "objectives" and not source.package and source.module != "saltus.objectives.sum":
+                yield f"{where}: objectives know each other only in sum.py"
+
+
+def import_cycles(sources: Sequence[Source]) -> Iterator[str]:
+    """No module reaches itself over imports (those for type checkers alone are left out)."""
+    modules = {s.module for s in sources}
+    graph: dict[str, set[str]] = {}
+    for source in sources:
+        targets = {i.target for i in imports(source) if not i.for_types}
+        edges = {t if t in modules else t.rpartition(".")[0] for t in targets}
+        graph[source.module] = (edges & modules) - {source.module}
+    for start in sorted(graph):
+        seen: set[str] = set()
+        front = list(graph[start])
+        while front:
+            here = front.pop()
+            if here not in seen:
+                seen.add(here)
+                front.extend(graph[here])
+        if start in seen:
+            yield f"{start}: imports itself by way of {', '.join(sorted(seen & graph[start]))}"
+
+
+def _uses(source: Source, names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Lines that import one of the dotted names, or write it out as attributes."""
+
+    def hit(dotted: str) -> bool:
+        return any(dotted == n or dotted.startswith(n + ".") for n in names)
+
+    yield from ((i.line, i.target) for i in imports(source) if hit(i.target))
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in names:
+            yield node.lineno, ast.unparse(node)
+
+
+def forward_mode(sources: Sequence[Source]) -> Iterator[str]:
+    """torch.func and forward-mode AD live in autodiff.py and kernels/."""
+    names = ("torch.func", "torch.autograd.forward_ad", "torch.autograd.functional", "functorch")
+    for source in sources:
+        if source.part not in ("autodiff", "kernels"):
+            for line, name in _uses(source, names):
+                yield f"{source.module}:{line} uses {name}: call saltus.autodiff"
+
+
+def distributed(sources: Sequence[Source]) -> Iterator[str]:
+    """torch.distributed lives in training/."""
+    for source in sources:
+        if source.part != "training":
+            for line, name in _uses(source, ("torch.distributed",)):
+                yield f"{source.module}:{line} uses {name}: only training/ knows other processes"
+
+
+def third_parties(sources: Sequence[Source]) -> Iterator[str]:
+    """Only declared packages; optional ones inside functions, and each in a single file."""
+    home: dict[str, str] = {}
+    for source in sources:
+        for i in imports(source):
+            top = i.target.split(".")[0]
+            if top in sys.stdlib_module_names or top in CORE or top == "saltus":
+                continue
+            where = f"{source.module}:{i.line} imports {top}"
+            if top not in OPTIONAL:
+                yield f"{where}: not a dependency of saltus"
+            elif not (i.in_function or i.for_types):
+                yield f"{where}: optional, so import it inside the function that needs it"
+            elif home.setdefault(top, source.module) != source.module:
+                yield f"{where}: {home[top]} is its one file"
+
+
+def lengths(sources: Sequence[Source]) -> Iterator[str]:
+    """Files and functions that can be read in one sitting (docstrings of functions are not counted)."""
+    for source in sources:
+        count = len(source.text.splitlines())
+        if count > MOST_LINES:
+            yield f"{source.module}: {count} lines, at most {MOST_LINES}"
+        for f in _functions(source.tree):
+            first = f.body[0]
+            doc = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            inner = (first.end_lineno or 0) - first.lineno + 1 if doc else 0
+            count = (f.end_lineno or 0) - f.lineno + 1 - inner
+            if count > MOST_FUNCTION_LINES:
+                yield f"{source.module}:{f.lineno} {f.name}: {count} lines, at most {MOST_FUNCTION_LINES}"
+
+
+def dynamic_attributes(sources: Sequence[Source]) -> Iterator[str]:
+    """No attribute by a computed name where types can do the work."""
+    for source in sources:
+        if source.part in ("cli", "teachers", "export"):
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Name) and node.id in ("hasattr", "getattr", "setattr", "delattr"):
+                yield f"{source.module}:{node.lineno} uses {node.id}: give the object a type"
+
+
+def untrusted_code(sources: Sequence[Source]) -> Iterator[str]:
+    """Nothing that is read can run: no pickle in any guise, no eval, no unsafe YAML."""
+    names = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    dotted = ("torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "torch.hub.load")
+    for source in sources:
+        for line, name in _uses(source, (*names, *dotted)):
+            yield f"{source.module}:{line} uses {name}: weights are safetensors, options are JSON"
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
+                yield f"{source.module}:{node.lineno} calls {ast.unparse(node.func)}"
+            if isinstance(node, ast.keyword) and ast.unparse(node) == "allow_pickle=True":
+                yield f"{source.module}:{node.lineno} allows pickles"
+
+
+def _fields(tree: ast.AST) -> Iterator[tuple[ast.ClassDef, ast.AnnAssign, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    yield node, item, item.target.id
+
+
+def _reads(tree: ast.AST) -> set[str]:
+    loads = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load))
+    return {n.attr for n in loads}
+
+
+def dead_options(sources: Sequence[Source]) -> Iterator[str]:
+    """Every dataclass field of the package is read.
+
+    An objective's in its own file, a recipe's within the package, any other's somewhere in the
+    project. Every parameter of a function in recipes/ is read in its body: it is an option of the
+    command.
+    """
+    inner = [s for s in sources if s.module.startswith("saltus")]
+    within = {name for s in inner for name in _reads(s.tree)}
+    anywhere = {name for s in sources for name in _reads(s.tree)}
+    for source in inner:
+        scope = {"objectives": _reads(source.tree), "recipes": within}.get(source.part, anywhere)
+        for node, item, name in _fields(source.tree):
+            if name not in scope:
+                yield f"{source.module}:{item.lineno} {node.name}.{name} is never read"
+        for f in _functions(source.tree) if source.part == "recipes" else ():
+            used = {n.id for s in f.body for n in ast.walk(s) if isinstance(n, ast.Name)}
+            for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs):
+                if a.arg not in used | {"self", "cls"}:
+                    yield f"{source.module}:{f.lineno} {f.name}({a.arg}) is never read"
+
+
+def typed(sources: Sequence[Source]) -> Iterator[str]:
+    """Every argument and every result of every function has a type."""
+    for source in sources:
+        for f in _functions(source.tree):
+            a = f.args
+            given = [*a.posonlyargs, *a.args, *a.kwonlyargs, *(x for x in (a.vararg, a.kwarg) if x)]
+            bare = [x.arg for x in given if x.annotation is None and x.arg not in ("self", "cls")]
+            if bare or f.returns is None:
+                what = ", ".join(bare) or "the result"
+                yield f"{source.module}:{f.lineno} {f.name}: no type for {what}"
+
+
+def _is_text(node: ast.AST) -> bool:
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(_is_text(e) for e in node.elts)
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def text_comparisons(sources: Sequence[Source]) -> Iterator[str]:
+    """At most one comparison with a string literal in 1,000 lines: pass objects, not words."""
+    hits = []
+    for source in sources:
+        for node in ast.walk(source.tree):
+            compared = isinstance(node, ast.Compare) and any(map(_is_text, [node.left, *node.comparators]))
+            matched = isinstance(node, ast.MatchValue) and _is_text(node.value)
+            if (compared or matched) and "__name__" not in ast.unparse(node):
+                hits.append(f"{source.module}:{node.lineno} compares with a string: {ast.unparse(node)}")
+    lines = sum(len(s.text.splitlines()) for s in sources)
+    if 1000 * len(hits) > lines + 999:
+        yield from hits
+
+
+def vague_names(sources: Sequence[Source]) -> Iterator[str]:
+    """Classes are nouns of the subject."""
+    vague = ("Base", "Manager", "Handler", "Helper", "Utils", "Util")
+    for source in sources:
+        if source.module.rpartition(".")[2] in ("utils", "util", "helpers", "common", "misc", "base"):
+            yield f"{source.module}: name the file after its subject"
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef) and (node.name.startswith(vague) or node.name.endswith(vague)):
+                yield f"{source.module}:{node.lineno} class {node.name}: name the thing"
+
+
+def public_names(sources: Sequence[Source]) -> list[str]:
+    """Dotted public names: what ``__all__`` lists and every top-level function and class.
+
+    The files of methods/ are left out, so that a new method is one file.
+    """
+    found: set[str] = set()
+    for source in sources:
+        stem = source.module.split(".")
+        if (source.part == "methods" and not source.package) or any(n.startswith("_") for n in stem):
+            continue
+        for node in source.tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.add(f"{source.module}.{node.name}")
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                found |= {f"{source.module}.{n}" for n in ast.literal_eval(node.value)}
+    return sorted(found)
+
+
+PACKAGE_RULES: tuple[Rule, ...] = (
+    import_arrows,
+    import_cycles,
+    forward_mode,
+    distributed,
+    third_parties,
+    lengths,
+    dynamic_attributes,
+    untrusted_code,
+    typed,
+    text_comparisons,
+    vague_names,
+)
+"""Rules for src/saltus."""
+
+OUTSIDE_RULES: tuple[Rule, ...] = (lengths, untrusted_code, typed)
+"""Rules for tests, benchmarks and docs."""
+
+PROJECT_RULES: tuple[Rule, ...] = (dead_options,)
+"""Rules for the package that must see who uses it."""
+
+
+def package() -> list[Source]:
+    """The files of src/saltus."""
+    return read(ROOT / "src" / "saltus", "saltus")
+
+
+def outside() -> list[Source]:
+    """The files of tests, benchmarks and docs."""
+    return [s for name in ("tests", "benchmarks", "docs") for s in read(ROOT / name, name)]
+
+
+if __name__ == "__main__":
+    if "--write-names" in sys.argv[1:]:
+        NAMES.write_text("\n".join(public_names(package())) + "\n")
+    checks = (
+        (PACKAGE_RULES, package()),
+        (OUTSIDE_RULES, outside()),
+        (PROJECT_RULES, package() + outside()),
+    )
+    broken = [line for rules, files in checks for rule in rules for line in rule(files)]
+    print("\n".join(broken) or "all ratchets hold")
+    sys.exit(bool(broken))
