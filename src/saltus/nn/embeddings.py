@@ -1,0 +1,177 @@
+"""How times, labels and guidance enter a network, and the small parts that networks share.
+
+Times are features of s and of t - s, computed in float32 or float64 whatever precision the network
+runs in: near s = t, half precision could not tell two times apart. Frequencies suit times in [0, 1]
+and stay low, because a derivative in time multiplies a feature by its frequency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saltus.tensors import check_times
+from saltus.typing import Condition, Output
+
+__all__ = ["Conditioning", "Readout", "RMSNorm", "check_input", "sinusoidal", "small_features"]
+
+SMALL = 6
+"""How many numbers :func:`small_features` makes of a time."""
+
+
+def small_features(a: Tensor) -> Tensor:
+    """(a, a^2, sin pi a, cos pi a, sin 2 pi a, cos 2 pi a) of times a [B]: [B, 6].
+
+    >>> small_features(torch.tensor([0.25])).round(decimals=2)
+    tensor([[0.2500, 0.0600, 0.7100, 0.7100, 1.0000, -0.0000]])
+    """
+    pi = math.pi
+    waves = [torch.sin(pi * a), torch.cos(pi * a), torch.sin(2 * pi * a), torch.cos(2 * pi * a)]
+    return torch.stack([a, a * a, *waves], dim=-1)
+
+
+def sinusoidal(a: Tensor, size: int, max_frequency: float = 8.0) -> Tensor:
+    """sin and cos of 2 pi f a for size/2 frequencies f, from 1/4 to ``max_frequency`` in a geometric
+    series: [B] -> [B, size]. Times are not multiplied by 1000, so the slowest wave has period 4.
+
+    >>> sinusoidal(torch.tensor([0.0, 1.0]), 8).shape
+    torch.Size([2, 8])
+    """
+    span = torch.linspace(math.log(0.25), math.log(max_frequency), size // 2, dtype=a.dtype, device=a.device)
+    angle = 2.0 * math.pi * a.unsqueeze(-1) * span.exp()
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def check_input(x: Tensor, s: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless x is [B, *shape] and s, t are times of its rows."""
+    if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+        fix = "x.unsqueeze(0)" if x.shape == shape else f"a network built for shape {tuple(x.shape[1:])}"
+        want = ", ".join(("B", *map(str, shape)))
+        raise ValueError(f"network input: expected [{want}], got {list(x.shape)}; use {fix}")
+    check_times(x, s=s, t=t)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) over the last axis, times a learned weight that follows the dtype of x.
+
+    Args:
+        size: of the last axis.
+        learned: whether there is a weight.
+    """
+
+    def __init__(self, size: int, learned: bool = True) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.ones(size)) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, (self.size,), weight, eps=1e-6)
+
+
+class ClassEmbedding(nn.Module):
+    """A vector for each class, and one of its own, in the last row, for rows without a label."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, width)
+        nn.init.normal_(self.table.weight, std=0.02 if width > 64 else 0.1)
+
+    def forward(self, x: Tensor, cond: Condition | None) -> Tensor:
+        null = torch.full(x.shape[:1], self.classes, dtype=torch.int64, device=x.device)
+        if cond is None or cond.label is None:
+            label = null
+        else:
+            label = cond.label if cond.null is None else torch.where(cond.null, null, cond.label)
+        out: Tensor = self.table(label)
+        return out
+
+
+class Conditioning(nn.Module):
+    """c(s, t - s, label, w) [B, width]: what modulates every block of a network.
+
+    A two-layer network of the time features, plus the class vector, plus that of the guidance
+    strength; all in the precision of the parameters, never in that of autocast.
+
+    Args:
+        width: of the result.
+        features: [B] -> [B, size], of s and of t - s.
+        size: how many features there are of one time.
+        classes: number of labels; None is a network without labels.
+        guidance: whether the guidance strength ``cond.w`` is an input; None stands for w = 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        features: Callable[[Tensor], Tensor] = small_features,
+        size: int = SMALL,
+        classes: int | None = None,
+        guidance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.times = nn.Linear(2 * size, width)
+        self.mix = nn.Linear(width, width)
+        self.label = None if classes is None else ClassEmbedding(classes, width)
+        self.w = nn.Linear(SMALL, width) if guidance else None
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        check_label(self.label is not None, cond)
+        dtype = self.times.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            seen = torch.cat([self.features(s), self.features(t - s)], dim=-1)
+            h = self.times(seen.to(dtype))
+            if self.label is not None:
+                h = h + self.label(x, cond)
+            if self.w is not None:
+                h = h + self.w(guidance_features(x, cond).to(dtype))
+            c: Tensor = F.silu(self.mix(F.silu(h)))
+        return c
+
+
+def check_label(labelled: bool, cond: Condition | None) -> None:
+    """Raise a ValueError if a label is given to a network that has no classes."""
+    if not labelled and cond is not None and cond.label is not None:
+        raise ValueError(
+            "network condition: expected no label, because the network was built without classes, got "
+            f"labels {list(cond.label.shape)}; build it with classes=... or drop the label"
+        )
+
+
+def guidance_features(x: Tensor, cond: Condition | None) -> Tensor:
+    """Features [B, 6] of a = asinh(w - 1)/4: zero without guidance, 0.66 at w = 8, smooth everywhere."""
+    if cond is None or cond.w is None:
+        return small_features(torch.zeros(x.shape[:1], device=x.device))
+    return small_features(torch.asinh(cond.w - 1.0) / 4.0)
+
+
+class Readout(nn.Module):
+    """The output layers: u and the second heads, all zero at the start.
+
+    Args:
+        layer: makes one output layer, which has a weight and a bias.
+        heads: names of the second heads.
+    """
+
+    def __init__(self, layer: Callable[[], nn.Linear | nn.Conv2d], heads: tuple[str, ...]) -> None:
+        super().__init__()
+        self.u = zeroed(layer())
+        self.heads = nn.ModuleDict({name: zeroed(layer()) for name in heads})
+
+    def forward(self, h: Tensor, finish: Callable[[Tensor], Tensor]) -> Output:
+        """Output of features h; ``finish`` brings a layer's result into the shape and dtype of x."""
+        return Output(finish(self.u(h)), {name: finish(layer(h)) for name, layer in self.heads.items()})
+
+
+def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """``layer`` with weight and bias set to zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
