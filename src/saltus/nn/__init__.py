@@ -10,16 +10,20 @@ import difflib
 
 from torch import nn
 
+from saltus.nn.dit import DiT
 from saltus.nn.mlp import MLP, ResidualMLP
+from saltus.nn.unet import UNet
 
-__all__ = ["BACKBONES", "MLP", "Network", "ResidualMLP", "build", "parameter_count"]
+__all__ = ["BACKBONES", "MLP", "DiT", "Network", "ResidualMLP", "UNet", "build", "parameter_count"]
 
-Network = MLP | ResidualMLP
+Network = MLP | ResidualMLP | UNet | DiT
 """Any backbone of the package."""
 
 BACKBONES: dict[str, type[Network]] = {
     "mlp": MLP,
     "residual-mlp": ResidualMLP,
+    "unet": UNet,
+    "dit": DiT,
 }
 """Every backbone by name."""
 
