@@ -15,13 +15,16 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from saltus.interpolants import Interpolant
+from saltus.interpolants import Interpolant, path
+from saltus.slots import Own, Slot
+from saltus.states import State
 from saltus.tensors import like
-from saltus.typing import Condition, Velocity
+from saltus.typing import Condition, FlowMap, Velocity
 
 __all__ = [
     "DORMAND_PRINCE",
@@ -29,6 +32,10 @@ __all__ = [
     "HEUN",
     "RALSTON3",
     "RK4",
+    "Along",
+    "Jump",
+    "Leg",
+    "Line",
     "Tableau",
     "advance",
     "ddim",
@@ -187,3 +194,90 @@ def ddim(
     tensor([[1.0000]])
     """
     return slide(interpolant, x, velocity(x, s, cond), s, t)
+
+
+class Leg(Protocol):
+    """How a state at s reaches a state at m: (flow map, state, interpolant, s, m, condition) -> x_m."""
+
+    def __call__(
+        self,
+        own: FlowMap,
+        state: State,
+        interpolant: Interpolant,
+        s: Tensor,
+        m: Tensor,
+        cond: Condition | None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Line:
+    """Along the path of the pair (x0, x1) that made the state: I_m with the same noise and data."""
+
+    def __call__(
+        self,
+        own: FlowMap,
+        state: State,
+        interpolant: Interpolant,
+        s: Tensor,
+        m: Tensor,
+        cond: Condition | None,
+    ) -> Tensor:
+        if state.x0 is None or state.x1 is None:
+            raise ValueError("a line needs the pair that made the state; use data states or another leg")
+        return path(interpolant, state.x0, state.x1, m)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """``steps`` equal Runge-Kutta steps along a velocity: a teacher's, or the own one.
+
+    Attributes:
+        velocity: who supplies it.
+        tableau: the method of a step.
+        steps: their number.
+    """
+
+    velocity: Slot = Own()
+    tableau: Tableau = EULER
+    steps: int = 1
+
+    def __call__(
+        self,
+        own: FlowMap,
+        state: State,
+        interpolant: Interpolant,
+        s: Tensor,
+        m: Tensor,
+        cond: Condition | None,
+    ) -> Tensor:
+        def b(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+            return self.velocity(own, State(x), t, cond)
+
+        x, start = state.x, s
+        for k in range(self.steps):
+            end = torch.lerp(s, m, (k + 1) / self.steps)
+            x, start = step(self.tableau, b, x, start, end, cond), end
+        return x
+
+
+@dataclass(frozen=True)
+class Jump:
+    """``jumps`` equal jumps of the flow map."""
+
+    jumps: int = 1
+
+    def __call__(
+        self,
+        own: FlowMap,
+        state: State,
+        interpolant: Interpolant,
+        s: Tensor,
+        m: Tensor,
+        cond: Condition | None,
+    ) -> Tensor:
+        x, start = state.x, s
+        for k in range(self.jumps):
+            end = torch.lerp(s, m, (k + 1) / self.jumps)
+            x, start = own(x, start, end, cond), end
+        return x

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_finite", "check_times", "full_like_rows", "like", "per_row_norm2", "per_row_sum", "sg", "upcast"]
+__all__ = [
+    "check_finite",
+    "check_times",
+    "frozen",
+    "full_like_rows",
+    "like",
+    "per_row_norm2",
+    "per_row_sum",
+    "sg",
+    "upcast",
+]
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "Condition",
     "Draws",
     "FlowMap",
+    "Gradient",
     "Objective",
     "Output",
     "Schedule",
@@ -108,9 +110,7 @@ class FlowMap(Protocol):
         """X_{s,t}(x): x [B, ...], s and t [B] -> [B, ...]."""
         ...
 
-    def average(
-        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
-    ) -> Tensor:
+    def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """u_{s,t}(x), smooth at s = t. The primitive: nobody divides by t - s."""
         ...
 
@@ -118,9 +118,7 @@ class FlowMap(Protocol):
         """u_{t,t}(x), the instantaneous velocity."""
         ...
 
-    def evaluate(
-        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
-    ) -> Output:
+    def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """u_{s,t}(x) together with the second heads that the same network call computed."""
         ...
 
@@ -133,9 +131,23 @@ class Backbone(Protocol):
 
     blocks: torch.nn.ModuleList
 
-    def __call__(
-        self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None
-    ) -> Output: ...
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output: ...
+
+
+class Gradient(Enum):
+    """How far the gradient of a trajectory loss reaches.
+
+    TARGET: everything but u_{s,t}(x_s) is stopped: regression on a constant.
+    TIME: through u and its derivative in time; the velocity it is compared with, and any transport by
+        a spatial Jacobian, are stopped (Lagrangian self-distillation's default).
+    DERIVATIVE: through u and its whole derivative; only the velocity is stopped.
+    FULL: nothing is stopped.
+    """
+
+    TARGET = "target"
+    TIME = "time"
+    DERIVATIVE = "derivative"
+    FULL = "full"
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,21 @@
 """Every published system as one file: its paper's defaults in terms of the algebra, and its card.
 
 A file here exposes one function with the file's name, which takes the student first and returns an
-Objective or a Game, and a :class:`Card` named ``CARD``. :func:`discover` walks the package, so adding
-a method touches one file.
+Objective or a Game, and a :class:`Card` named ``CARD``; ``VARIANTS``, if any, names the same function
+with other options. :func:`discover` walks the package, so adding a method touches one file.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["Card", "Method", "Need", "Sampler", "discover", "load"]
+__all__ = ["Card", "Cost", "Method", "Need", "Sampler", "discover", "load"]
 
 
 class Need(Enum):
@@ -36,6 +37,33 @@ class Sampler(Enum):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Network calls of one training step, per row of the batch.
+
+    Attributes:
+        live: calls whose gradient is taken.
+        live_jvp: calls with a derivative beside the value, and the gradient taken through both.
+        stopped: calls without gradient.
+        stopped_jvp: calls with a derivative, without gradient.
+    """
+
+    live: float = 0.0
+    live_jvp: float = 0.0
+    stopped: float = 0.0
+    stopped_jvp: float = 0.0
+
+    @property
+    def evaluations(self) -> float:
+        """Forward calls a row, a call with its derivative counting 1.5 (arXiv 2505.18825, F.3)."""
+        return self.live + self.stopped + 1.5 * (self.live_jvp + self.stopped_jvp)
+
+    @property
+    def predicted(self) -> float:
+        """The step's time relative to flow matching, a backward pass costing two forward ones."""
+        return (3.0 * self.live + 4.5 * self.live_jvp + self.stopped + 1.5 * self.stopped_jvp) / 3.0
+
+
+@dataclass(frozen=True)
 class Card:
     """What sampling, comparison, conformance and the documentation must know of a method.
 
@@ -47,11 +75,12 @@ class Card:
         steps: the step counts at which samples are meaningful.
         two_times: whether it learns X_{s,t} for all s <= t (else only t = 1).
         bias: None if the exact map is a stationary point, else what moves it, in words.
-        evaluations: network evaluations of one step, in units of one forward call a row
-            (a JVP counts 1.5 beside the value, as the literature counts).
+        cost: its network calls.
         threshold: one-step map RMSE on the reference mixture at the reference budget, squared
             error, mean of three seeds; None where it is printed, not bounded.
         quick_threshold: the same after 300 steps.
+        plain: options that give its plain form (squared error, no clipping, linear interpolant), whose
+            stationary point is the exact map; tests and the mixture benchmark use it.
         second_hand: constants and formulas that are not from a primary source.
     """
 
@@ -61,10 +90,11 @@ class Card:
     sampler: Sampler
     steps: tuple[int, ...]
     two_times: bool
-    evaluations: float
+    cost: Cost
     threshold: float | None
     quick_threshold: float | None
     bias: str | None = None
+    plain: Mapping[str, Any] = field(default_factory=dict)
     second_hand: tuple[str, ...] = ()
 
 
@@ -78,20 +108,22 @@ class Method:
 
 
 def discover() -> dict[str, Method]:
-    """Every method of the package by name, in alphabetical order."""
+    """Every method of the package by name, in alphabetical order; a file's variants follow it."""
     found = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda i: i.name):
         module = vars(importlib.import_module(f"{__name__}.{info.name}"))
-        found[info.name] = Method(info.name, module[info.name], module["CARD"])
+        builds = {info.name: module[info.name], **module.get("VARIANTS", {})}
+        found.update({name: Method(name, build, module["CARD"]) for name, build in builds.items()})
     return found
 
 
 def load(name: str) -> Method:
     """One method by name, or a ValueError with near matches."""
-    import difflib
-
     found = discover()
     if name not in found:
         near = difflib.get_close_matches(name, found, n=3) or sorted(found)
-        raise ValueError(f"method {name!r}: expected one of the {len(found)} known, near matches: {', '.join(near)}")
+        raise ValueError(
+            f"method {name!r}: expected one of the {len(found)} known (saltus methods lists them), "
+            f"did you mean {', '.join(near)}?"
+        )
     return found[name]

@@ -1,0 +1,117 @@
+"""Guidance is a function from velocities to velocities, and two ways to train for it.
+
+References:
+    Ho and Salimans, "Classifier-free diffusion guidance", 2022, arXiv 2207.12598.
+    Kynkaanniemi et al., "Applying guidance in a limited interval", 2024, arXiv 2404.07724.
+    Meng et al., "On distillation of guided diffusion models", 2022, arXiv 2210.03142 (w as an input).
+    Karras et al., "Guiding a diffusion model with a bad version of itself", 2024, arXiv 2406.02507.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from saltus.streams import Streams
+from saltus.tensors import like
+from saltus.typing import Condition, Velocity
+
+__all__ = ["CFG", "AutoGuidance", "GuidanceInput", "LabelDropout"]
+
+
+def _labelled(cond: Condition | None) -> Condition:
+    if cond is None or cond.label is None:
+        raise ValueError("guidance needs labels, but the condition has none; give labels or drop guidance")
+    return cond
+
+
+def _strength(cond: Condition, fixed: float | None, t: Tensor) -> Tensor:
+    """w [B]: fixed or each row's own, and 1 outside the row's interval."""
+    if fixed is not None:
+        w = torch.full_like(t, fixed)
+    elif cond.w is not None:
+        w = cond.w.to(t)
+    else:
+        raise ValueError("guidance strength: give CFG(..., w=...) or a condition with w [B]")
+    if cond.interval is not None:
+        inside = (t >= cond.interval[:, 0]) & (t <= cond.interval[:, 1])
+        w = torch.where(inside, w, torch.ones_like(w))
+    return w
+
+
+@dataclass(frozen=True, eq=False)
+class CFG:
+    """b(x; null) + w (b(x; c) - b(x; null)).
+
+    The strength is ``w`` or, where that is None, each row's own ``cond.w``; outside the row's
+    ``cond.interval`` it is 1. Both branches are called with unit strength, so a network that takes w
+    as an input is asked for its unguided velocity.
+
+    Attributes:
+        velocity: (x, t, cond) -> [B, ...].
+        w: 1 means no guidance, larger guides more.
+    """
+
+    velocity: Velocity
+    w: float | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        cond = _labelled(cond)
+        w = like(_strength(cond, self.w, t), x)
+        plain = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))
+        free = self.velocity(x, t, plain.nulled())
+        return free + w * (self.velocity(x, t, plain) - free)
+
+
+@dataclass(frozen=True, eq=False)
+class AutoGuidance:
+    """weak + w (b - weak): away from a weaker model of the same data; no labels needed.
+
+    Attributes:
+        velocity: the model b.
+        weak: a smaller or less trained one.
+        w: 1 means no guidance.
+    """
+
+    velocity: Velocity
+    weak: Velocity
+    w: float
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        weak = self.weak(x, t, cond)
+        return weak + self.w * (self.velocity(x, t, cond) - weak)
+
+
+@dataclass(frozen=True)
+class LabelDropout:
+    """Drop each row's label with probability ``rate``, so the network learns the unconditional flow."""
+
+    rate: float = 0.1
+
+    def draw(self, rng: Streams) -> Tensor:
+        """Rows to drop, bool [B]."""
+        return rng.uniform("drop") < self.rate
+
+    def apply(self, cond: Condition | None, drawn: Tensor) -> Condition:
+        """The condition with the drawn rows dropped."""
+        return _labelled(cond).drop(drawn)
+
+
+@dataclass(frozen=True)
+class GuidanceInput:
+    """Give each row a strength w ~ U[1, high] as an input of the network.
+
+    Rows at which the plain velocity is learned take w = 1 instead (:meth:`unit`).
+    """
+
+    high: float = 4.0
+
+    def draw(self, rng: Streams) -> Tensor:
+        """w, [B]."""
+        return 1.0 + (self.high - 1.0) * rng.uniform("w")
+
+    def apply(self, cond: Condition | None, drawn: Tensor) -> Condition:
+        """The condition with the drawn strengths."""
+        return replace(_labelled(cond), w=drawn)

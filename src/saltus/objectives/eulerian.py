@@ -1,0 +1,156 @@
+"""The Eulerian loss: the end of a jump does not notice that its start moves along the flow.
+
+With h = t - s, D = d_s u + grad u w the derivative of u_{s,t}(x_s) along the tangent w, v the target
+velocity and r in [0, 1] a warm-up, the error is, by how far the gradient reaches,
+
+    TARGET       u - sg( v + r h D )
+    TIME         u - r h d_s u - sg( v + r h grad u w )
+    DERIVATIVE   u - r h D - sg v
+    FULL         u - r h D - v
+
+D is linear in w, so with data velocities w = v = dI_s the target is unbiased for any h. With a finite
+step d, m = s + d, x_m = leg(x_s) and u' = u_{m,t}(x_m), in target form
+
+    u - sg( (x_m - x_s)/d + (h - d)(u' - u)/d ),
+
+which is the leg followed by a jump, rescaled so that its error in u does not vanish with d; as d -> 0
+it is TARGET. A finite step along data (a line between the same x0 and x1) is biased: u' is not linear
+in x_m. The bias is O(d).
+
+References:
+    Boffi, Albergo and Vanden-Eijnden, 2025, arXiv 2505.18825, eqs. (14), (28), (38)-(42), (94).
+    Song et al., "Consistency models", 2023, arXiv 2303.01469 (finite d, t = 1).
+    Geng et al., "Mean flows", 2025, arXiv 2505.13447 (data velocities).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saltus.autodiff import Derivative, Forward, derivative
+from saltus.couplings import Coupling, Independent
+from saltus.guidance import GuidanceInput, LabelDropout
+from saltus.identities import along
+from saltus.interpolants import Interpolant, Linear
+from saltus.legs import Leg, Line
+from saltus.slots import Data, Slot
+from saltus.states import DataStates, State, States, draw_pairing, locate
+from saltus.streams import Streams
+from saltus.tensors import like, sg
+from saltus.times import PairLaw, StepLaw, Triangle
+from saltus.typing import Batch, Condition, Draws, FlowMap, Gradient, Schedule, Term
+from saltus.weights import Span, Squared, Weight
+
+__all__ = ["Eulerian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Eulerian:
+    """Make the end of a jump invariant as its start moves along the flow.
+
+    Attributes:
+        student: the flow map that learns.
+        target: the flow map asked by slots and jumps that bootstrap; None is the student, stopped.
+        interpolant: the path between prior and data.
+        coupling: how x0 and x1 are paired.
+        states: where x_s comes from.
+        times: the law of (s, t).
+        near: how the derivative along the start is taken.
+        step: a finite step d instead of a derivative (target form), or None.
+        leg: how the start moves by a finite step.
+        tangent: the velocity w that the start moves along.
+        velocity: the velocity v in the target.
+        gradient: how far the gradient reaches.
+        warm_up: the factor r on the derivative as a function of progress, or None for 1.
+        weight: error -> loss.
+        guidance: label dropout, strengths as an input of the network, or None.
+        head: the name of a second head to train on v in the same network call, or None.
+    """
+
+    student: FlowMap
+    target: FlowMap | None = None
+    interpolant: Interpolant = Linear()
+    coupling: Coupling = Independent()
+    states: States = DataStates()
+    times: PairLaw = Triangle()
+    near: Derivative = Forward()
+    step: StepLaw | None = None
+    leg: Leg = Line()
+    tangent: Slot = Data()
+    velocity: Slot = Data()
+    gradient: Gradient = Gradient.TARGET
+    warm_up: Schedule | None = None
+    weight: Weight = Squared()
+    guidance: LabelDropout | GuidanceInput | None = None
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None and (self.gradient is not Gradient.TARGET or self.head is not None):
+            raise ValueError(
+                f"eulerian: a finite step has a target form only and no head, got {self.gradient} and "
+                f"head {self.head}; use Gradient.TARGET and head=None"
+            )
+        if self.head is not None and self.gradient is not Gradient.TARGET:
+            raise ValueError(f"eulerian: a head goes with Gradient.TARGET, got {self.gradient}")
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """The times (s, t), each [B], and the pairing."""
+        s, t = self.times(rng)
+        return {"s": s, "t": t, **draw_pairing(self.coupling, self.guidance, batch, rng)}
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        """The term ``eulerian`` and, with a head, a term of the head's name."""
+        s, t = draws["s"], draws["t"]
+        assert isinstance(s, Tensor) and isinstance(t, Tensor)
+        state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
+        if self.step is not None:
+            d = self.step(s, t, batch.progress)
+            error = self._finite(state, s, t, d, cond)
+            return {"eulerian": Term(self.weight(error, Span(s, t, d)))}
+        h = like(t - s, state.x)
+        if self.warm_up is not None:
+            h = h * self.warm_up(batch.progress).to(h)
+        own, span = self.target or self.student, Span(s, t)
+        w, v = self.tangent(own, state, s, cond), self.velocity(own, state, s, cond)
+        if self.gradient is not Gradient.FULL:
+            w, v = sg(w), sg(v)
+        if self.head is not None:
+            error, of_head = self._with_head(state, s, t, w, v, h, cond)
+            terms = {"eulerian": error, self.head: of_head}
+        else:
+            terms = {"eulerian": self._differential(state, s, t, w, v, h, cond)}
+        return {name: Term(self.weight(e, span)) for name, e in terms.items()}
+
+    def _differential(
+        self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
+    ) -> Tensor:
+        if self.gradient is Gradient.TIME:
+            zero = torch.zeros_like(state.x)
+            u, du_ds = along(self.student, state.x, s, t, zero, cond, self.near)
+            _, du = along(self.student, state.x, s, t, w, cond, self.near)
+            return u - h * du_ds - sg(v + h * (du - du_ds))
+        u, du = along(self.student, state.x, s, t, w, cond, self.near)
+        return u - sg(v + h * du) if self.gradient is Gradient.TARGET else u - h * du - v
+
+    def _with_head(
+        self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
+        assert self.head is not None
+        output, tangent = derivative(
+            lambda x, start: self.student.evaluate(x, start, t, cond),
+            (state.x, s),
+            (w, torch.ones_like(s)),
+            self.near,
+        )
+        return output.u - sg(v + h * tangent.u), output.heads[self.head] - v
+
+    def _finite(self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None) -> Tensor:
+        own, m = self.target or self.student, s + d
+        rest, short = like(t - m, state.x), like(d, state.x)
+        x_m = sg(self.leg(own, state, self.interpolant, s, m, cond))
+        u = self.student.average(state.x, s, t, cond)
+        u_m = sg(own.average(x_m, m, t, cond))
+        return u - sg((x_m - state.x) / short + rest * (u_m - u) / short)

@@ -1,0 +1,103 @@
+"""Sums of objectives, each on its own rows or on all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from saltus.streams import Streams
+from saltus.typing import Batch, Draws, Objective, Term
+
+__all__ = ["Part", "Sum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One summand.
+
+    Attributes:
+        name: prefixes its random streams and, where two parts would clash, its terms.
+        objective: the loss.
+        share: the fraction of the global batch it sees; None is all of it.
+        weight: multiplies its terms.
+    """
+
+    name: str
+    objective: Objective
+    share: float | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Add objectives. Those with a share split the batch among them by global index (:func:`assign`), so
+    the split does not depend on the number of processes, and any run of rows holds each in proportion.
+
+    Attributes:
+        parts: the summands; their shares add to 1.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        shares = [p.share for p in self.parts if p.share is not None]
+        if shares and abs(sum(shares) - 1.0) > 1e-9:
+            raise ValueError(f"sum: expected shares that add to 1, got {shares}; adjust them or use None")
+        names = [p.name for p in self.parts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sum: expected parts with different names, got {names}; rename one")
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """Each part's draws under its name; a part with a share has its rows [n] there too."""
+        draws: Draws = {}
+        owner = assign(rng.index, [p.share for p in self.parts if p.share is not None])
+        split = 0
+        for part in self.parts:
+            if part.share is None:
+                draws[part.name] = part.objective.draw(batch, rng.named(part.name))
+                continue
+            rows = (owner == split).nonzero().flatten()
+            split += 1
+            if len(rows) == 0:
+                raise ValueError(
+                    f"sum: expected at least one row for part {part.name!r} with share {part.share}, got a "
+                    f"batch of {len(rng.index)}; use a larger batch"
+                )
+            here = rows.to(batch.x0.device)
+            own = part.objective.draw(batch.rows(here), rng.rows(rows).named(part.name))
+            draws[part.name] = {"rows": here, "of": own}
+        return draws
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        """The terms of all parts."""
+        terms: dict[str, Term] = {}
+        for part in self.parts:
+            drawn, seen = draws[part.name], batch
+            assert isinstance(drawn, dict)
+            if part.share is not None:
+                rows, of = drawn["rows"], drawn["of"]
+                assert isinstance(rows, Tensor) and isinstance(of, dict)
+                seen, drawn = batch.rows(rows), of
+            for name, term in part.objective(seen, drawn).items():
+                key = name if name not in terms else f"{part.name}_{name}"
+                terms[key] = replace(term, weight=term.weight * part.weight)
+        return terms
+
+
+def assign(index: Tensor, shares: list[float]) -> Tensor:
+    """Which share each global sample belongs to, int64 [n]: proportional in every run of samples.
+
+    Sample k takes the share in whose part of [0, 1] its binary van der Corput number falls (the bits of
+    k mirrored at the point), so shares that are multiples of 1/2^j are exact in every 2^j samples.
+
+    >>> assign(torch.arange(8), [0.75, 0.25])
+    tensor([0, 0, 0, 1, 0, 0, 0, 1])
+    """
+    place, bits = torch.zeros(index.shape, dtype=torch.float64), index.clone()
+    for level in range(1, 33):
+        place += (bits & 1).double() * 2.0**-level
+        bits = bits >> 1
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
+    return torch.searchsorted(edges, place, right=True)

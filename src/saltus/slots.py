@@ -1,0 +1,108 @@
+"""Who supplies a velocity. A trajectory loss has three independent slots: the tangent along which a
+derivative is taken, the target that u is compared with, and the end of a jump. Papers differ in how
+they fill them: data, a teacher, the student itself, or a second head of its network.
+
+A slot is called with the network that bootstraps (the student, or its moving average), the state and
+its time; the objective decides what is stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from saltus.guidance import CFG
+from saltus.states import State
+from saltus.typing import Condition, FlowMap, Velocity
+
+__all__ = ["Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
+
+
+class Slot(Protocol):
+    """(flow map, state, its time [n], condition) -> velocity [n, ...]."""
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """dI_t of the pair that made the state: unbiased, but noisy, and known only on its line."""
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        if state.velocity is None:
+            raise ValueError(
+                "a data velocity was asked for at a state that no pair (x0, x1) made; "
+                "use data states, or fill this slot with Own() or Teacher(...)"
+            )
+        return state.velocity
+
+
+@dataclass(frozen=True)
+class Own:
+    """u_{t,t}(x) of the flow map that learns (or of its moving average)."""
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        return own.velocity(state.x, t, cond)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance of the own velocity with each row's strength cond.w:
+    u(x; null) + w (u(x; c) - u(x; null)), both at unit strength.
+
+    With it in the target and end slots, a network that takes w as an input learns the flow map of the
+    guided velocity for every w at once (arXiv 2505.18825, appendix F.5).
+    """
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        return CFG(own.velocity)(state.x, t, cond)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A second head of the network at (x, t, t): a velocity that costs no further call."""
+
+    name: str = "v"
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        return own.evaluate(state.x, t, t, cond).heads[self.name]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """w dI + (1 - w - k) u(x; null) + k u(x; c): guidance mixed into the data velocity.
+
+    At w = 1, k = 0 it is the data velocity; the effective strength is w/(1 - k).
+
+    References:
+        Geng et al., "Mean flows", 2025, arXiv 2505.13447, eq. (21).
+    """
+
+    w: float
+    k: float
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        data = Data()(own, state, t, cond)
+        if cond is None or cond.label is None:
+            raise ValueError("guidance needs labels, but this batch has none; give labels or drop guidance")
+        free = own.velocity(state.x, t, cond.nulled())
+        mixed = self.w * data + (1.0 - self.w - self.k) * free
+        if self.k != 0.0:
+            mixed = mixed + self.k * own.velocity(state.x, t, cond)
+        if cond.null is None:
+            return mixed
+        rows = cond.null.reshape(cond.null.shape + (1,) * (data.ndim - 1))
+        return torch.where(rows, data, mixed)  # a dropped label learns the unguided velocity
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Any other velocity: a trained model, an exact system, a guided one."""
+
+    velocity: Velocity
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        return self.velocity(state.x, t, cond)

@@ -1,0 +1,377 @@
+"""Laws of times: of one time t, of pairs (s, t), of triples (s, m, t), and of the finite step d.
+
+A law of one time is its quantile function, U(0, 1) -> t, so every law can be stratified. A pair law
+draws (s, t) with s <= t; a split gives gamma = (m - s)/(t - s); a step gives d = the distance of the
+split from its end as a function of (s, t, progress), computed inside the loss.
+
+A source whose time runs from data to noise has its law mirrored here: logit-normal(m, sd) in its
+time is LogitNormal(-m, sd) in ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from saltus.streams import Streams
+
+__all__ = [
+    "Annealed",
+    "Constant",
+    "Dyadic",
+    "Fraction",
+    "FromStart",
+    "Gaps",
+    "Grid",
+    "Karras",
+    "KarrasGap",
+    "Law",
+    "LogitNormal",
+    "Lognormal",
+    "Midpoint",
+    "PairLaw",
+    "Ramp",
+    "Restricted",
+    "SigmoidAnneal",
+    "SigmoidGap",
+    "Split",
+    "StepLaw",
+    "ToEnd",
+    "Triangle",
+    "UShaped",
+    "Uniform",
+    "UniformSplit",
+    "linear_time",
+    "trigonometric_time",
+]
+
+
+class Law(Protocol):
+    """The law of one time as its quantile function: uniform numbers [B] -> times [B] in [0, 1]."""
+
+    def __call__(self, u: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t ~ U[low, high]."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """t = sigmoid(z), z ~ N(mean, std^2) (Esser et al., 2024, arXiv 2403.03206)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+def linear_time(sigma: Tensor) -> Tensor:
+    """The time of the linear interpolant at noise-to-signal ratio sigma = (1 - t)/t."""
+    return 1.0 / (1.0 + sigma)
+
+
+def trigonometric_time(sigma: Tensor) -> Tensor:
+    """The time of the trigonometric interpolant at noise-to-signal ratio sigma = cot(pi t / 2)."""
+    return 1.0 - torch.atan(sigma) * (2.0 / math.pi)
+
+
+@dataclass(frozen=True)
+class Lognormal:
+    """The noise-to-signal ratio sigma = alpha_t/beta_t is exp(z), z ~ N(mean, std^2) (EDM).
+
+    Attributes:
+        time: sigma -> t for the interpolant in use.
+    """
+
+    mean: float
+    std: float
+    time: Callable[[Tensor], Tensor] = linear_time
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.time(torch.exp(self.mean + self.std * torch.special.ndtri(u)))
+
+
+@dataclass(frozen=True)
+class Karras:
+    """Uniform on the rho-clock of EDM: sigma^(1/rho) ~ U between sigma_max and sigma_min.
+
+    References:
+        Karras et al., 2022, arXiv 2206.00364, eq. (5).
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    time: Callable[[Tensor], Tensor] = linear_time
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """The ratio at place u of the clock: sigma_max at 0, sigma_min at 1."""
+        high, low = self.sigma_max ** (1.0 / self.rho), self.sigma_min ** (1.0 / self.rho)
+        return (high + u * (low - high)) ** self.rho
+
+    def place(self, sigma: Tensor) -> Tensor:
+        """The inverse of :meth:`sigma`."""
+        high, low = self.sigma_max ** (1.0 / self.rho), self.sigma_min ** (1.0 / self.rho)
+        return (sigma ** (1.0 / self.rho) - high) / (low - high)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.time(self.sigma(u))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """t uniform on {0, 1/cells, ..., 1 - 1/cells}."""
+
+    cells: int = 128
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return (u * self.cells).floor().clamp(max=self.cells - 1) / self.cells
+
+
+@dataclass(frozen=True)
+class UShaped:
+    """The symmetric density proportional to exp(a t) + exp(-a t) on the shifted unit interval
+    (Lee et al., "Improving the training of rectified flows", 2024, arXiv 2405.20320, a = 4):
+    an even mixture of two truncated exponentials that decay from either end.
+    """
+
+    a: float = 4.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        half = (2.0 * u).remainder(1.0)
+        near_0 = -torch.log1p(half * math.expm1(-self.a)) / self.a
+        return torch.where(u < 0.5, near_0, 1.0 - near_0)
+
+
+def _draw(law: Law, rng: Streams, name: str, stratified: bool) -> Tensor:
+    return law(rng.stratified(name) if stratified else rng.uniform(name)).clamp(0.0, 1.0)
+
+
+class PairLaw(Protocol):
+    """Draws (s, t), each [B], with s <= t."""
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """Two independent draws of ``law``, ordered: the whole triangle s <= t."""
+
+    law: Law = Uniform()
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        a, b = _draw(self.law, rng, "a", False), _draw(self.law, rng, "b", False)
+        return torch.minimum(a, b), torch.maximum(a, b)
+
+
+@dataclass(frozen=True)
+class ToEnd:
+    """t = 1 and s ~ law: consistency models."""
+
+    law: Law = Uniform()
+    stratified: bool = False
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        s = _draw(self.law, rng, "s", self.stratified)
+        return s, torch.ones_like(s)
+
+
+@dataclass(frozen=True)
+class FromStart:
+    """s = 0 and t ~ law: maps from the prior."""
+
+    law: Law = Uniform()
+    stratified: bool = False
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        t = _draw(self.law, rng, "t", self.stratified)
+        return torch.zeros_like(t), t
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """t - s ~ gap and s ~ U[0, 1 - (t - s)] (Align Your Flow, arXiv 2506.14603)."""
+
+    gap: Law
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        gap = _draw(self.gap, rng, "gap", False)
+        s = rng.uniform("s") * (1.0 - gap)
+        return s, s + gap
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """s ~ U[0, 1] and t ~ U[s, min(1, s + span)]: maps valid for steps of at most ``span``."""
+
+    span: float
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        s = rng.uniform("s")
+        return s, torch.clamp(s + self.span * rng.uniform("gap"), max=1.0)
+
+
+@dataclass(frozen=True)
+class Dyadic:
+    """t - s = 2^-j with j uniform in {0, ..., levels - 1}, and s a multiple of t - s.
+
+    References:
+        Frans et al., "One step diffusion via shortcut models", 2024, arXiv 2410.12557.
+    """
+
+    levels: int = 7
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        cells = 2 ** rng.integers("level", self.levels)
+        s = (rng.uniform("cell") * cells).floor().clamp(max=cells - 1) / cells
+        return s, s + 1.0 / cells
+
+
+class Split(Protocol):
+    """Draws gamma = (m - s)/(t - s) in (0, 1), [B]."""
+
+    def __call__(self, rng: Streams, like: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class UniformSplit:
+    """gamma ~ U(0, 1)."""
+
+    def __call__(self, rng: Streams, like: Tensor) -> Tensor:
+        return rng.uniform("gamma").to(like)
+
+
+@dataclass(frozen=True)
+class Midpoint:
+    """gamma = 1/2."""
+
+    def __call__(self, rng: Streams, like: Tensor) -> Tensor:
+        return torch.full_like(like, 0.5)
+
+
+class StepLaw(Protocol):
+    """The finite step d in (0, t - s], [B], from (s, t) [B] and progress (0-d)."""
+
+    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """d = min(step, t - s)."""
+
+    step: float
+
+    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
+        return torch.clamp(t - s, max=self.step)
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """d = alpha(progress) (t - s)."""
+
+    alpha: Callable[[Tensor], Tensor]
+
+    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
+        return self.alpha(progress).to(s) * (t - s)
+
+
+@dataclass(frozen=True)
+class SigmoidAnneal:
+    """A schedule from 1 down to ``floor``: alpha = sigmoid(-rate (progress - middle)), at least ``floor``,
+    and exactly 1 once within ``floor`` of it.
+
+    References:
+        Zhang et al., "AlphaFlow", 2025, arXiv 2510.20771 (rate 25, floor 0.005).
+    """
+
+    rate: float = 25.0
+    middle: float = 0.5
+    floor: float = 0.005
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        alpha = torch.sigmoid(-self.rate * (progress - self.middle))
+        return torch.where(alpha > 1.0 - self.floor, torch.ones_like(alpha), alpha.clamp(min=self.floor))
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """A geometric schedule from ``start`` at progress 0 to ``end`` at progress 1."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return self.start * (self.end / self.start) ** progress
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A schedule from 0 to 1, linear until progress ``until``, then 1: a warm-up."""
+
+    until: float = 0.1
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return torch.clamp(progress / self.until, max=1.0)
+
+
+@dataclass(frozen=True)
+class KarrasGap:
+    """One cell further on the Karras clock of the linear interpolant, of n - 1 cells, n growing:
+
+    n(progress) = ceil( sqrt( progress ((last + 1)^2 - first^2) + first^2 ) - 1 ) + 1,
+
+    the curriculum of consistency training. Every state has a neighbour, on the grid or off it, and the
+    last cell ends at t = 1.
+
+    References:
+        Song et al., "Consistency models", 2023, arXiv 2303.01469, appendix C.
+    """
+
+    clock: Karras = Karras()
+    first: int = 2
+    last: int = 150
+
+    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
+        square = progress * ((self.last + 1) ** 2 - self.first**2) + self.first**2
+        n = (torch.ceil(torch.sqrt(square) - 1.0) + 1.0).to(s)
+        place = self.clock.place((1.0 - s) / s.clamp(min=1e-6)) + 1.0 / (n - 1.0)
+        m = torch.where(place < 1.0, linear_time(self.clock.sigma(place.clamp(max=1.0))), t)
+        return torch.minimum(m - s, t - s)
+
+
+@dataclass(frozen=True)
+class SigmoidGap:
+    """The step of easy consistency tuning on the EDM clock sigma = (1 - t)/t of the linear interpolant.
+
+    r = max(0, sigma (1 - q^-(stage + 1) n(sigma))), n(sigma) = 1 + k sigmoid(-b sigma), and
+    d = t(r) - t(sigma). The stage rises ``stages`` times over the run, from 0 to stages - 1.
+
+    References:
+        Geng et al., "Consistency models made easy", 2024, arXiv 2406.14548.
+    """
+
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    stages: int = 8
+
+    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
+        stage = torch.clamp(torch.floor(progress * self.stages), max=self.stages - 1.0).to(s)
+        sigma = (1.0 - s) / s.clamp(min=1e-6)
+        n = 1.0 + self.k * torch.sigmoid(-self.b * sigma)
+        r = torch.clamp(sigma * (1.0 - self.q ** -(stage + 1.0) * n), min=0.0)
+        return torch.minimum(linear_time(r) - s, t - s)

@@ -1,0 +1,175 @@
+"""From an error to a loss: [n, ...] -> [n], summed over dimensions.
+
+An error is u - y in units of velocity, live in u, with the target y stopped (or live, for losses
+that differentiate through it). :class:`Span` says where the rows live: (s, t) and, for finite
+splits, the step d. A paper that measures its error in states rather than velocities multiplies by
+d or t - s first: that is :class:`Scaled`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from saltus.tensors import like, per_row_norm2, sg, upcast
+
+__all__ = [
+    "AdaptivePower",
+    "LearnedLogVariance",
+    "PseudoHuber",
+    "Scaled",
+    "Span",
+    "Squared",
+    "TangentNormalised",
+    "Weight",
+    "in_states",
+]
+
+
+class Span(NamedTuple):
+    """The times of the rows: s, t [n]; d [n] is the finite step, or None."""
+
+    s: Tensor
+    t: Tensor
+    d: Tensor | None = None
+
+
+class Weight(Protocol):
+    """error [n, ...] and the rows' times -> loss [n], in at least float32."""
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Squared:
+    """|e|^2.
+
+    >>> Squared()(torch.tensor([[3.0, 4.0]]), Span(torch.zeros(1), torch.ones(1)))
+    tensor([25.])
+    """
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        return per_row_norm2(error)
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    """sqrt(|e|^2 + c^2) - c; with c = 0 the plain norm, whose gradient at e = 0 is taken as 0.
+
+    With ``per_dimension`` the constant is c sqrt(D), D the number of dimensions of a row
+    (Song and Dhariwal, 2023, arXiv 2310.14189: 0.00054 sqrt(D)).
+    """
+
+    c: float
+    per_dimension: bool = False
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        c = self.c * math.sqrt(error[0].numel()) if self.per_dimension else self.c
+        tiny = torch.finfo(upcast(error).dtype).tiny
+        return torch.sqrt(per_row_norm2(error) + max(c * c, tiny)) - c
+
+
+@dataclass(frozen=True)
+class AdaptivePower:
+    """|e|^2 / sg(|e|^2 + c)^p.
+
+    p = 1 divides every row by its own squared error. With data velocities in low dimension that
+    moves the fixed point (an M-estimator of the mean); p = 0 is :class:`Squared`.
+
+    References:
+        Geng et al., "Mean flows for one-step generative modeling", 2025, arXiv 2505.13447, sec. 4.3.
+    """
+
+    p: float = 1.0
+    c: float = 1e-2
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        value = per_row_norm2(error)
+        return value / sg(value + self.c) ** self.p
+
+
+@dataclass(frozen=True)
+class TangentNormalised:
+    """The gradient 2 e / (|e|/sqrt(D) + c): the error's direction, its size bounded.
+
+    The value is that of the squared normalised error; the gradient in e is 2 sg(e)/(|e|/sqrt(D) + c).
+
+    References:
+        Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models",
+        2024, arXiv 2410.11081, sec. 4.2 (c = 0.1).
+    """
+
+    c: float = 0.1
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        error = upcast(error)
+        size = torch.sqrt(sg(per_row_norm2(error)) / error[0].numel())
+        normalised = sg(error) / like(size + self.c, error)
+        return per_row_norm2(error - sg(error) + normalised)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """factor(span) * inner(scale(span) e): a weight in the units that a paper uses.
+
+    Attributes:
+        inner: the weight of the scaled error.
+        scale: Span -> [n], multiplies the error; None leaves it.
+        factor: Span -> [n], multiplies the loss; None leaves it.
+    """
+
+    inner: Weight
+    scale: Callable[[Span], Tensor] | None = None
+    factor: Callable[[Span], Tensor] | None = None
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        if self.scale is not None:
+            error = like(self.scale(span), error) * error
+        value = self.inner(error, span)
+        return value if self.factor is None else self.factor(span) * value
+
+
+def in_states(span: Span) -> Tensor:
+    """The step d, [n]: an error in velocities times d is the error X - X' of two jumps in states."""
+    if span.d is None:
+        raise ValueError(
+            "in_states: expected rows with a finite step, got a derivative; give the objective a step"
+        )
+    return span.d
+
+
+class LearnedLogVariance(nn.Module):
+    """exp(-w) l + w, with l the inner loss and w = w(s, t) a learned function of the times.
+
+    At its optimum w is the logarithm of the mean loss at (s, t), so every pair of times contributes
+    alike. w is linear in sinusoidal features of s and of t, added, and is 0 at the start.
+
+    References:
+        Boffi, Albergo and Vanden-Eijnden, "How to build a consistency model", 2025,
+        arXiv 2505.18825, eq. (19); Karras et al., 2023, arXiv 2312.02696, sec. 2.2 (EDM2).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, inner: Weight | None = None, features: int = 64) -> None:
+        super().__init__()
+        self.inner = Squared() if inner is None else inner
+        self.register_buffer("frequencies", torch.arange(features // 2) * math.pi, persistent=False)
+        self.linear = nn.Linear(2 * (features // 2), 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def log_variance(self, s: Tensor, t: Tensor) -> Tensor:
+        """w(s, t), [n]."""
+        angles = torch.stack([s, t]).unsqueeze(-1) * self.frequencies.to(s)
+        features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1).sum(0) * math.sqrt(0.5)
+        return (features.to(self.linear.weight) * self.linear.weight[0]).sum(-1)
+
+    def forward(self, error: Tensor, span: Span) -> Tensor:
+        value = self.inner(error, span)
+        w = self.log_variance(span.s, span.t).to(value)
+        return torch.exp(-w) * value + w
