@@ -55,7 +55,8 @@ def check_variances(variances: Tensor) -> None:
 class Gaussian:
     """x1 ~ N(mean, cov) against the prior N(0, I): a :class:`saltus.typing.Velocity`.
 
-    Conditions are accepted and have no effect. Everything is differentiable, forward and reverse.
+    Conditions are accepted and have no effect. Everything is differentiable, forward and reverse, and
+    computed in float64 whatever the dtype of x.
 
     Attributes:
         mean: [D].
@@ -88,7 +89,8 @@ class Gaussian:
         if cov.shape == (dim, dim) and cov.ndim == 2:
             return spectrum(cov)
         if cov.shape not in ((), (dim,)):
-            raise ValueError(f"cov: expected a scalar, [{dim}] or [{dim}, {dim}], got shape {list(cov.shape)}")
+            want = f"a scalar, [{dim}] or [{dim}, {dim}]"
+            raise ValueError(f"cov: expected {want}, got shape {list(cov.shape)}")
         check_variances(cov)
         return cov.expand(dim), None
 
@@ -100,7 +102,8 @@ class Gaussian:
     def sample(self, rng: Streams) -> Tensor:
         """Samples x1 of the data, [B, D], from the stream "x1"."""
         z = rng.normal("x1", self.dim)
-        return self.mean.to(z) + self._along(z, self._spectrum[0].sqrt().to(z))
+        spread = self._spectrum[0].sqrt().to(z.device)
+        return (self.mean.to(z.device) + self._along(z.double(), spread)).to(z.dtype)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """The velocity b_t(x) = E[dI_t | I_t = x], [B, D]."""
@@ -140,13 +143,13 @@ class Gaussian:
         return factor * x if axes is None else (factor * self._into(x)) @ axes.to(x).T
 
     def _state(self, x: Tensor, t: Tensor) -> tuple[Coefficients, Tensor, Tensor, Tensor]:
-        """Coefficients [B, 1], the mean [D], the variances [D], and S_t^2 [B, D], in x's dtype."""
+        """Coefficients [B, 1], the mean [D], the variances [D], and S_t^2 [B, D], in float64."""
         check_times(x, t=t)
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"x: expected shape [B, {self.dim}], got {list(x.shape)}")
-        c = Coefficients(*(v.unsqueeze(1).to(x.dtype) for v in self.interpolant(t)))
-        var = self._spectrum[0].to(x)
-        return c, self.mean.to(x), var, c.alpha.square() + c.beta.square() * var
+        c = Coefficients(*(v.unsqueeze(1) for v in self.interpolant(t.double())))
+        var = self._spectrum[0].to(x.device)
+        return c, self.mean.double().to(x.device), var, c.alpha.square() + c.beta.square() * var
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,9 @@ class GaussianMap:
         g = self.gaussian
         c, mean, var, from2 = g._state(x, s)
         _, _, _, to2 = g._state(x, t)
-        _, dbeta = (v.unsqueeze(1).to(x.dtype) for v in slopes(g.interpolant, s, t))
-        dalpha2, dbeta2 = (v.unsqueeze(1).to(x.dtype) for v in slopes(Squares(g.interpolant), s, t))
+        s, t = s.double(), t.double()
+        _, dbeta = (v.unsqueeze(1) for v in slopes(g.interpolant, s, t))
+        dalpha2, dbeta2 = (v.unsqueeze(1) for v in slopes(Squares(g.interpolant), s, t))
         spread = torch.sqrt(from2)
         dspread = (dalpha2 + dbeta2 * var) / (torch.sqrt(to2) + spread)
         return (dbeta * mean + g._along(x - c.beta * mean, dspread / spread)).to(x.dtype)

@@ -32,7 +32,7 @@ from saltus.streams import Streams
 from saltus.tensors import check_finite, check_times
 from saltus.typing import Condition
 
-__all__ = ["Mixture", "line_mixture", "reference_mixture", "ring"]
+__all__ = ["Mixture"]
 
 _CHUNK = 1 << 24  # numbers in the largest intermediate tensor of one call
 
@@ -62,7 +62,9 @@ class Mixture:
     """x1 ~ sum_k w_k N(mu_k, C_k) against the prior N(0, I): a :class:`saltus.typing.Velocity`.
 
     The cost of a call is that of two matrix products when the covariances are isotropic, or diagonal
-    and shared; other covariances build [B, K, D] tensors, a chunk of rows at a time.
+    and shared; other covariances build [B, K, D] tensors, a chunk of rows at a time. Computed in
+    float64 whatever the dtype of x, also under autocast: near t = 1 the squared distances over small
+    variances lose too many digits of float32.
     With VP and Cosine evaluate at t < 1, where their dalpha is finite.
 
     Attributes:
@@ -121,8 +123,8 @@ class Mixture:
         turn = None
         if axes is not None and axes.shape[0] == 1:
             turn, axes = axes[0], None
-        means = means - offset
-        return _Parts(offset, means if turn is None else means @ turn, variances, axes, turn, self._log_weights())
+        means = means - offset if turn is None else (means - offset) @ turn
+        return _Parts(offset, means, variances, axes, turn, self._log_weights())
 
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
         """Variances [K', D'] and axes [K', D, D] or None."""
@@ -151,7 +153,7 @@ class Mixture:
 
         Raises a ValueError for a label when the mixture has none, or has no component of it.
         """
-        table = self._parts.table.to(x)
+        table = self._parts.table.to(x.device)
         if cond is None or cond.label is None:
             return table[:1].expand(x.shape[0], -1)
         if self.labels is None:
@@ -293,8 +295,8 @@ class Mixture:
         return b * self.means.double()[:, 0].to(b), torch.sqrt(spread2).expand(-1, len(self.means))
 
     def _state(self, x: Tensor, t: Tensor) -> tuple[Coefficients, Tensor, Tensor]:
-        """Coefficients [B, 1, 1], variances [K', D'] and S^2 [B, K', D'] in the dtype of x."""
-        c = Coefficients(*(v.reshape(-1, 1, 1).to(x.dtype) for v in self.interpolant(t)))
+        """Coefficients [B, 1, 1], variances [K', D'] and S^2 [B, K', D']."""
+        c = Coefficients(*(v.reshape(-1, 1, 1) for v in self.interpolant(t)))
         var = self._parts.variances.to(x)
         return c, var, c.alpha.square() + c.beta.square() * var
 
@@ -314,36 +316,11 @@ class Mixture:
         check_times(x, t=t)
         if x.shape[1:] != self.means.shape[1:]:
             raise ValueError(f"x: expected shape [B, {self.dim}], got {list(x.shape)}")
+        dtype, x, t = x.dtype, x.double(), t.double()
         variances = self._parts.variances
         wide = self.dim if min(variances.shape) > 1 else 1
         step = max(1, _CHUNK // (self.means.shape[0] * wide))
         if len(x) <= step:
-            return rows(x, t, log_w)
-        spans = zip(x.split(step), t.split(step), log_w.split(step), strict=True)
-        return torch.cat([rows(*span) for span in spans])
-
-
-def reference_mixture(interpolant: Interpolant | None = None) -> Mixture:
-    """The reference problem of the project's figures: four Gaussians in the plane, one class each.
-
-    Means (2 cos(k pi/2) + 0.4, 2 sin(k pi/2) - 0.2), weights 0.4, 0.3, 0.2, 0.1, s.d. 0.35.
-    """
-    angle = torch.arange(4, dtype=torch.float64) * (math.pi / 2.0)
-    means = torch.stack([2.0 * angle.cos() + 0.4, 2.0 * angle.sin() - 0.2], dim=1)
-    weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
-    return Mixture(means, weights, 0.35**2, torch.arange(4), interpolant or Linear())
-
-
-def line_mixture(interpolant: Interpolant | None = None) -> Mixture:
-    """Two Gaussians on the line, one class each: weights 0.4, 0.6, means -1, 1.5, s.d. 0.3, 0.4."""
-    means = torch.tensor([[-1.0], [1.5]], dtype=torch.float64)
-    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
-    variances = torch.tensor([0.3**2, 0.4**2], dtype=torch.float64)
-    return Mixture(means, weights, variances, torch.arange(2), interpolant or Linear())
-
-
-def ring(interpolant: Interpolant | None = None) -> Mixture:
-    """Eight equal Gaussians of s.d. 0.15 on the circle of radius 2, one class each."""
-    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4.0)
-    means = 2.0 * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return Mixture(means, torch.ones(8, dtype=torch.float64), 0.15**2, torch.arange(8), interpolant or Linear())
+            return rows(x, t, log_w).to(dtype)
+        spans = zip(torch.split(x, step), torch.split(t, step), torch.split(log_w, step), strict=True)
+        return torch.cat([rows(*span) for span in spans]).to(dtype)

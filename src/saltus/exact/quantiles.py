@@ -36,7 +36,7 @@ class MixtureMap1D:
 
     Computed in float64 whatever the dtype of x. Labels select the class's own distribution.
 
-    >>> from saltus.exact.mixture import line_mixture
+    >>> from saltus.exact.problems import line_mixture
     >>> X = MixtureMap1D(line_mixture())
     >>> t = torch.tensor([0.7], dtype=torch.float64)
     >>> X(torch.tensor([[0.3]]), t, t)
@@ -105,36 +105,37 @@ class MixtureMap1D:
         flip = (_log_cdf(z, log_w) > _log_cdf(-z, log_w)).detach()
         sign = torch.where(flip, -1.0, 1.0).to(z).unsqueeze(1)
         level = _log_cdf(sign * z, log_w)
-        y = self._root(sign.detach(), z.detach(), level.detach(), centres_t.detach(), widths_t.detach(), log_w)
+        y = _root(sign, z.detach(), level.detach(), centres_t.detach(), widths_t.detach(), log_w)
         for _ in range(2):
             y = y - _newton(y, sign, level, centres_t, widths_t, log_w)[1]
         return y
 
-    def _root(
-        self, sign: Tensor, z: Tensor, level: Tensor, centres: Tensor, widths: Tensor, log_w: Tensor
-    ) -> Tensor:
-        """The root y [B, 1] of log F_t(y) = level: Newton inside a bracket, bisection when it leaves.
 
-        F_s(x) lies between the least and the greatest Phi(z_k), hence the root between the least
-        and the greatest component quantile at these z.
-        """
-        live = torch.isfinite(log_w)
-        bottom = torch.where(live, z, torch.inf).amin(dim=1, keepdim=True)
-        top = torch.where(live, z, -torch.inf).amax(dim=1, keepdim=True)
-        low = torch.where(live, centres + widths * bottom, torch.inf).amin(dim=1, keepdim=True)
-        high = torch.where(live, centres + widths * top, -torch.inf).amax(dim=1, keepdim=True)
-        y = (low + high) / 2.0
-        for _ in range(_ROUNDS):
-            gap, step = _newton(y, sign, level, centres, widths, log_w)
-            low, high = torch.where(gap < 0, y, low), torch.where(gap > 0, y, high)
-            inside = (y - step > low) & (y - step < high)
-            new = torch.where(inside, y - step, (low + high) / 2.0)
-            new = torch.where(gap == 0, y, new)
-            done = (new - y).abs() <= 1e-12 * (1.0 + y.abs())
-            y = new
-            if bool(done.all()):
-                break
-        return y
+def _root(
+    sign: Tensor, z: Tensor, level: Tensor, centres: Tensor, widths: Tensor, log_w: Tensor
+) -> Tensor:
+    """The root y [B, 1] of log F_t(y) = level: Newton inside a bracket, bisection when it leaves.
+
+    F_s(x) lies between the least and the greatest Phi(z_k), hence the root between the least
+    and the greatest component quantile at these z.
+    """
+    live = torch.isfinite(log_w)
+    bottom = torch.where(live, z, torch.inf).amin(dim=1, keepdim=True)
+    top = torch.where(live, z, -torch.inf).amax(dim=1, keepdim=True)
+    low = torch.where(live, centres + widths * bottom, torch.inf).amin(dim=1, keepdim=True)
+    high = torch.where(live, centres + widths * top, -torch.inf).amax(dim=1, keepdim=True)
+    y = (low + high) / 2.0
+    for _ in range(_ROUNDS):
+        gap, step = _newton(y, sign, level, centres, widths, log_w)
+        low, high = torch.where(gap < 0, y, low), torch.where(gap > 0, y, high)
+        inside = (y - step > low) & (y - step < high)
+        new = torch.where(inside, y - step, (low + high) / 2.0)
+        new = torch.where(gap == 0, y, new)
+        done = (new - y).abs() <= 1e-12 * (1.0 + y.abs())
+        y = new
+        if bool(done.all()):
+            break
+    return y
 
 
 def _log_cdf(z: Tensor, log_w: Tensor) -> Tensor:
