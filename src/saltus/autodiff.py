@@ -218,6 +218,7 @@ _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     F.glu: _glu,
+    Tensor.unflatten: torch.unflatten,  # the method cannot be traced under a mode by torch.compile
 }
 
 

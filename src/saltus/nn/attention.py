@@ -31,7 +31,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Tokens h [B, N, width] -> [B, N, width]."""
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv: Tensor = self.qkv(h)
+        q, k, v = qkv.reshape(*h.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         out: Tensor = self.leave(y.transpose(1, 2).flatten(2))
         return out
