@@ -1,0 +1,34 @@
+"""Training: the loop, precision, moving averages, weights on disk, logs.
+
+It knows the Objective protocol and games, and no particular objective, network or data set.
+"""
+
+from saltus.training.ema import EMA
+from saltus.training.loop import Fit, LossModule, Player, Source, fit
+from saltus.training.optimizers import AdamW, OptimizerFactory, RAdam
+from saltus.training.precision import Precision, has_bf16
+from saltus.training.schedules import Constant, Cosine, InverseSqrt
+from saltus.training.seed import initialised
+from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
+
+__all__ = [
+    "EMA",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Fit",
+    "InverseSqrt",
+    "LossModule",
+    "Moved",
+    "NonFiniteLoss",
+    "OptimizerFactory",
+    "Player",
+    "Precision",
+    "RAdam",
+    "Reading",
+    "Source",
+    "Step",
+    "fit",
+    "has_bf16",
+    "initialised",
+]

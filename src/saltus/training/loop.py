@@ -1,0 +1,258 @@
+"""The loop: it yields a step at a time and calls nobody back.
+
+    for step in fit(game, source, steps=10_000, seed=0, batch=256):
+        ema.update()
+        log(step)
+
+A step draws a batch, lets every player of the game move, and hands out tensors that nobody has
+waited for. All randomness is a function of (seed, step, name, row), so a step that failed or was
+repeated gives the same numbers, and a run can begin at any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from saltus.games import Game, Move
+from saltus.streams import Streams
+from saltus.tensors import upcast
+from saltus.training.optimizers import AdamW, OptimizerFactory
+from saltus.training.precision import Precision
+from saltus.training.schedules import Constant
+from saltus.training.step import Moved, Step
+from saltus.typing import Batch, Draws, Schedule, Term
+
+__all__ = ["Fit", "LossModule", "Player", "Source", "fit"]
+
+Source = Callable[[Streams], Batch]
+"""One row of data and noise for each row of the streams, a function of nothing else."""
+
+_OPTIMIZER, _SCHEDULE = AdamW(), Constant()
+
+
+class LossModule(nn.Module):
+    """The loss of one move, derivatives and reduction included: what is compiled and wrapped.
+
+    Its only child is the mover, so its parameters are those that the move trains; the other
+    networks that the objective holds are not its business.
+    """
+
+    def __init__(self, move: Move, precision: Precision = Precision.FLOAT32) -> None:
+        super().__init__()
+        self.mover = move.module
+        self.precision = precision.resolve(move.module)
+        self.device = next(move.module.parameters()).device
+        self._objective = (move.objective,)  # in a tuple: an objective that is a Module is not a child
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """loss = sum of weight * mean(value) over the terms, 0-d, and each mean(value), detached.
+
+        The terms are computed in the module's precision, the means in at least float32.
+        """
+        with self.precision.context(self.device):
+            terms = self._objective[0](batch, draws)
+        means = {name: _mean(name, term) for name, term in terms.items()}
+        if not means:
+            raise ValueError("objective: expected at least one term, got an empty dict; return a Term")
+        loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
+        return loss, {name: mean.detach() for name, mean in means.items()}
+
+
+def _mean(name: str, term: Term) -> Tensor:
+    if term.value.ndim != 1:
+        raise ValueError(
+            f"term {name!r}: expected one value a row, [n], got {list(term.value.shape)}; "
+            "reduce over everything but the first axis"
+        )
+    # A fraction of a small batch may have no rows: its mean counts as zero, not as NaN.
+    return upcast(term.value).mean() if term.value.numel() else upcast(term.value).sum()
+
+
+class Player:
+    """A move in motion: its loss, its optimiser and the first faults it has shown.
+
+    Attributes:
+        move: who it is.
+        loss: the :class:`LossModule`, compiled if asked for.
+        parameters: those that it trains.
+        optimizer: over these parameters; its rates are set from the schedule at every step.
+    """
+
+    def __init__(
+        self, move: Move, optimizer: OptimizerFactory, precision: Precision, compile: bool
+    ) -> None:
+        self.move = move
+        self.parameters = [p for p in move.module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(
+                f"move {move.name!r}: expected a module with trainable parameters, got none; "
+                "leave a frozen module out of the game"
+            )
+        self.loss = LossModule(move, precision)
+        if compile:
+            self.loss.compile()
+        self.optimizer = (move.optimizer or optimizer)(self.parameters)
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._first: dict[tuple[str, ...], Tensor] = {}
+
+    def scale_rates(self, factor: float) -> None:
+        """Set the learning rates to ``factor`` times those that the optimiser was made with."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
+
+    def __call__(self, batch: Batch, rng: Streams, clip: float | None) -> Moved:
+        """One move: draw, differentiate, clip, step. Gradients are left to be cleared."""
+        with torch.no_grad():
+            draws = self.move.objective.draw(batch, rng)
+        loss, terms = self.loss(batch, draws)
+        loss.backward()
+        norm = _clip([p.grad for p in self.parameters if p.grad is not None], clip)
+        self.optimizer.step()
+        names = tuple(terms)
+        values = torch.stack([loss.detach(), norm.to(loss.dtype), *terms.values()])
+        faults = self._faults(names, values, rng.step)
+        return Moved(names, values, faults, self.optimizer.param_groups[0]["lr"])
+
+    def _faults(self, names: tuple[str, ...], values: Tensor, step: int) -> Tensor:
+        """For each value the first step at which it was not finite, or -1; kept on the device."""
+        first = self._first.get(names)
+        if first is None:
+            first = torch.full_like(values, -1, dtype=torch.int64)
+        new = ~torch.isfinite(values) & (first < 0)
+        self._first[names] = first.masked_fill(new, step)
+        return self._first[names]
+
+
+def _clip(gradients: list[Tensor], clip: float | None) -> Tensor:
+    """The norm of all gradients together, which are scaled by min(1, clip/norm)."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip is not None and gradients:
+        torch._foreach_mul_(gradients, clip / norm.clamp(min=clip))
+    return norm
+
+
+class Fit(Iterator[Step]):
+    """A run of a game: an iterator over its steps. Made by :func:`fit`.
+
+    Attributes:
+        players: one for each move, with their optimisers.
+        index: of the step that comes next.
+    """
+
+    def __init__(
+        self,
+        game: Game,
+        players: tuple[Player, ...],
+        source: Source,
+        rng: Streams,
+        *,
+        steps: int,
+        start: int,
+        schedule: Schedule,
+        clip: float | None,
+    ) -> None:
+        self.players = players
+        self.index = start
+        self._game, self._source, self._rng = game, source, rng
+        self._steps, self._schedule, self._clip = steps, schedule, clip
+        everyone = {id(p): p for move in game.moves for p in move.module.parameters()}
+        self._everyone = tuple(everyone.values())
+
+    def __iter__(self) -> Fit:
+        return self
+
+    def __next__(self) -> Step:
+        if self.index >= self._steps:
+            raise StopIteration
+        rng = self._rng.at(self.index)
+        progress = torch.full((), self.index / self._steps, dtype=rng.dtype, device=rng.device)
+        factor = float(self._schedule(torch.tensor(self.index / self._steps, dtype=torch.float64)))
+        for parameter in self._everyone:  # of an evaluation, or of a step that was interrupted
+            parameter.grad = None
+        shared = self._batch(rng.named("data"), progress)
+        moved = {}
+        for player in self.players:
+            move = player.move
+            player.scale_rates(factor)
+            for count in range(move.when(self.index)):
+                again = f"{move.name}.{count}" if count else move.name
+                batch = self._batch(rng.named(f"data.{again}"), progress) if count else shared
+                moved[move.name] = player(batch, rng.named(again), self._clip)
+                for parameter in self._everyone:
+                    parameter.grad = None
+                for after in move.after:
+                    after()
+        step = Step(self.index, progress, moved)
+        self.index += 1
+        return step
+
+    def _batch(self, rng: Streams, progress: Tensor) -> Batch:
+        batch = replace(self._source(rng), progress=progress)
+        if batch.x0.shape[0] != len(rng.index):
+            raise ValueError(
+                f"source: expected {len(rng.index)} rows, one for each of the streams, "
+                f"got {batch.x0.shape[0]}; draw with the streams' own methods"
+            )
+        if self._game.prepare is None:
+            return batch
+        with torch.no_grad(), self.players[0].loss.precision.context(rng.device):
+            return self._game.prepare(batch)
+
+
+def fit(
+    game: Game,
+    source: Source,
+    *,
+    steps: int,
+    seed: int,
+    batch: int,
+    optimizer: OptimizerFactory = _OPTIMIZER,
+    schedule: Schedule = _SCHEDULE,
+    clip: float | None = None,
+    precision: Precision = Precision.AUTO,
+    compile: bool = False,
+    start: int = 0,
+) -> Fit:
+    """Play ``game`` for the steps start, ..., steps - 1, one at each iteration.
+
+    In a step every move plays ``when(step)`` times, in order: it draws, differentiates its loss
+    with a plain backward pass, clips and steps its own module; then the gradients of all players
+    are cleared, since a loss may have run through another player's weights, and the move's
+    ``after`` is done. Every turn of a move after its first gets a batch of its own; the others
+    share the step's. ``game.prepare`` runs once for each batch drawn.
+
+    Args:
+        game: who moves (:func:`saltus.games.as_game` makes one of a bare objective).
+        source: streams -> batch; its rows are those of the streams, its randomness theirs.
+        steps: how many the whole run has; progress is step / steps.
+        seed: of all randomness in the steps.
+        batch: rows.
+        optimizer: for moves that bring none; :class:`AdamW` by default.
+        schedule: progress -> factor on every optimiser's learning rates; constant by default.
+        clip: largest norm of a move's gradient; None leaves it alone.
+        precision: of the losses.
+        compile: whether each move's loss goes through ``torch.compile``.
+        start: the first step to play.
+
+    Raises:
+        ValueError: for an impossible count, or a move without trainable parameters.
+    """
+    if not 0 <= start <= steps or batch < 1:
+        raise ValueError(
+            f"fit: expected 0 <= start <= steps and batch >= 1, got start={start}, steps={steps}, batch={batch}; "
+            "ask for more steps or rows"
+        )
+    if clip is not None and not clip > 0.0:
+        raise ValueError(f"clip: expected a norm above 0, got {clip}; None turns clipping off")
+    names = [move.name for move in game.moves]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"game: expected moves with different names, got {names}; rename them")
+    players = tuple(Player(move, optimizer, precision, compile) for move in game.moves)
+    lead = players[0].parameters[0]
+    dtype = torch.float64 if lead.dtype == torch.float64 else torch.float32
+    rng = Streams(seed, index=torch.arange(batch), device=lead.device, dtype=dtype)
+    return Fit(game, players, source, rng, steps=steps, start=start, schedule=schedule, clip=clip)
