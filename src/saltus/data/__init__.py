@@ -1,0 +1,29 @@
+"""Where samples come from: densities of the plane, arrays in memory, real digits."""
+
+from saltus.data.arrays import ArrayData
+from saltus.data.digits import digits
+from saltus.data.toy import (
+    Checkerboard,
+    Source,
+    circles,
+    eight_gaussians,
+    from_density,
+    from_mixture,
+    pinwheel,
+    swiss_roll,
+    two_moons,
+)
+
+__all__ = [
+    "ArrayData",
+    "Checkerboard",
+    "Source",
+    "circles",
+    "digits",
+    "eight_gaussians",
+    "from_density",
+    "from_mixture",
+    "pinwheel",
+    "swiss_roll",
+    "two_moons",
+]

@@ -1,0 +1,100 @@
+"""A data set in memory as a source of batches, each row seen once an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from saltus.streams import Streams
+from saltus.tensors import check_finite
+from saltus.typing import Batch, Condition
+
+__all__ = ["ArrayData"]
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of the rows in an epoch, int64 [count] on the CPU; a batch touches two epochs at most."""
+    return Streams(seed, step=epoch, index=torch.arange(count), prefix="data/").permutation("order")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayData:
+    """Batches of an array, in an order that is a function of (seed, step) alone.
+
+    Sample k = step * batch + index of the run is row ``order_e[k mod N]`` with e = k // N the epoch and
+    order_e a permutation keyed by (seed, e). So every row is seen once an epoch, epochs do not
+    restart within a batch, and neither resuming nor the count of processes changes anything.
+
+    Attributes:
+        x: floating point [N, ...], or uint8, which is scaled from [0, 255] to [-1, 1] when drawn.
+        batch: rows of the *global* batch.
+        labels: the class of each row, int64 [N], or None.
+        prior: the standard deviation of x0.
+
+    >>> data = ArrayData(torch.arange(4.0).reshape(4, 1), batch=2)
+    >>> rng = Streams(seed=0, index=torch.arange(2))
+    >>> torch.cat([data(rng).data(), data(rng.at(1)).data()]).flatten().sort().values
+    tensor([0., 1., 2., 3.])
+    """
+
+    x: Tensor
+    batch: int
+    labels: Tensor | None = None
+    prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        x, labels = self.x, self.labels
+        if x.ndim < 2 or x.numel() == 0:
+            raise ValueError(f"data: expected samples [N, ...] with N >= 1, got shape {list(x.shape)}")
+        if not x.is_floating_point() and x.dtype != torch.uint8:
+            raise ValueError(
+                f"data: expected floating point or uint8 (scaled from [0, 255] to [-1, 1]), got {x.dtype}; "
+                "convert it with .float() and scale it"
+            )
+        if x.is_floating_point():
+            check_finite(x, "data")
+        if not 1 <= self.batch <= len(x):
+            raise ValueError(
+                f"data: expected a batch between 1 and the {len(x)} rows of the data, got {self.batch}; "
+                "use a smaller batch or more data"
+            )
+        if labels is not None and (labels.shape != x.shape[:1] or labels.dtype != torch.int64):
+            raise ValueError(
+                f"labels: expected int64 [{len(x)}], one a row, got {labels.dtype} {list(labels.shape)}; "
+                "use labels.long() and one label a row"
+            )
+        if not self.prior > 0.0:
+            raise ValueError(f"prior: expected a positive standard deviation, got {self.prior}")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, rng: Streams) -> Tensor:
+        """Which rows of the data the streams' samples are, int64 [B] on the CPU."""
+        if len(rng.index) and not 0 <= int(rng.index.min()) <= int(rng.index.max()) < self.batch:
+            raise ValueError(
+                f"streams: expected global indices below the batch of {self.batch}, got one of "
+                f"{int(rng.index.max())}; give ArrayData the global batch size"
+            )
+        k = rng.step * self.batch + rng.index
+        rows = torch.empty_like(k)
+        epochs = k // len(self.x)
+        for epoch in torch.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = _order(rng.seed, epoch, len(self.x))[k[here] % len(self.x)]
+        return rows
+
+    def __call__(self, rng: Streams) -> Batch:
+        """The batch of a step: x0 from the stream "x0", x1 and its labels from the data."""
+        rows = self.rows(rng)
+        at = rows.to(self.x.device)
+        x1 = self.x[at].to(device=rng.device, dtype=rng.dtype)
+        if self.x.dtype == torch.uint8:
+            x1 = x1 / 127.5 - 1.0
+        label = None if self.labels is None else self.labels[rows.to(self.labels.device)].to(rng.device)
+        x0 = self.prior * rng.normal_like("x0", x1)
+        return Batch(x0, x1, None if label is None else Condition(label=label))
