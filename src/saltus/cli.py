@@ -1,0 +1,134 @@
+"""The ``saltus`` command: names of commands, and what a mistake or an interruption looks like.
+
+Every command is a typed function elsewhere whose signature is its command line; this file knows only
+where they are, so that ``saltus --help`` answers without importing PyTorch.
+
+Exit status: 0 done; 1 a check failed; 2 a mistake in the command line, the data or a file, told in one
+line; 130 interrupted.
+
+>>> main(["mehtods"])
+2
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its name, what it does in a line, and where its function is."""
+
+    name: str
+    summary: str
+    module: str
+    function: str
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself; importing it may import PyTorch."""
+        return vars(importlib.import_module(self.module))[self.function]  # type: ignore[no-any-return]
+
+
+COMMANDS = (
+    Command("demo", "train a flow map on real handwritten digits, here and now, and judge it", "saltus.recipes.demo", "demo"),
+    Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run"),
+    Command("sample", "draw samples from a finished run", "saltus.recipes.finished", "sample"),
+    Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
+    Command("compare", "one table and one plot for several runs", "saltus.recipes.finished", "compare"),
+    Command("recipes", "list what can be trained", "saltus.recipes.lists", "recipes"),
+    Command("methods", "list every method with its card", "saltus.recipes.lists", "methods"),
+    Command("bench", "hold methods against the exact flow map: saltus bench mixture", "saltus.recipes.bench", "bench"),
+    Command("doctor", "check this machine and the exact identities", "saltus.recipes.doctor", "doctor"),
+)
+
+HELP = """\
+usage: saltus COMMAND [--options]
+
+Flow maps: networks that jump along the trajectories of a flow model, so that one to a few
+evaluations replace dozens.
+
+commands:
+{commands}
+
+examples:
+  saltus demo                                     watch a one-step model of digits learn (4 minutes)
+  saltus run checkerboard-lsd                     self-distillation on the checkerboard
+  saltus run mixture --method mean_flow --steps 500
+  saltus sample runs/digits-lsd --steps 1 4 --n 64 --label 3
+  saltus compare runs/mixture-lsd runs/mixture-mean_flow
+
+saltus COMMAND --help shows a command's options. SALTUS_DEBUG=1, or --debug, shows tracebacks.
+"""
+
+
+def overview() -> str:
+    """The page that ``saltus --help`` prints."""
+    return HELP.format(commands="\n".join(f"  {c.name:<10} {c.summary}" for c in COMMANDS))
+
+
+def _find(name: str) -> Command:
+    for command in COMMANDS:
+        if command.name == name:
+            return command
+    names = [c.name for c in COMMANDS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
+    raise ValueError(f"unknown command {name!r}; near matches: {', '.join(near)}")
+
+
+def _dispatch(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from saltus import __version__
+
+        sys.stdout.write(f"saltus {__version__}\n")
+        return 0
+    command = _find(args[0])
+    function = command.load()
+    rest = list(args[1:])
+    if command.name in ("run", "bench"):  # their first word chooses the signature of the rest
+        return int(function(rest) or 0)
+    from saltus.recipes.options import parse
+
+    return int(parse(function, f"saltus {command.name}", rest) or 0)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message with its line breaks folded away."""
+    text = " ".join(str(error).split())
+    return f"saltus: error: {text or type(error).__name__}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module's docstring for the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or bool(os.environ.get("SALTUS_DEBUG"))
+    args = [a for a in args if a != "--debug"]
+    try:
+        return _dispatch(args)
+    except SystemExit as stop:  # the parser has already said what was wrong
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nsaltus: interrupted\n")
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        sys.stderr.write(one_line(error) + "\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What can be trained: one file a system, found by a walk over this package.
+
+A recipe is a typed function whose signature is its command line. It takes a method by name and groups
+of options, and returns an :class:`saltus.recipes.assemble.Experiment`. A file here is a recipe when it
+holds a function with the file's own name and a constant ``RECIPE`` with its one-line summary; the other
+files are the parts that recipes share.
+
+A run is named SYSTEM-METHOD: ``digits-lsd`` is the recipe ``digits`` with the method ``lsd``.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Recipe", "discover", "load"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A discovered recipe: its name and what it is, in a line."""
+
+    name: str
+    summary: str
+
+    def function(self) -> Callable[..., Any]:
+        """The recipe's function; importing it imports PyTorch."""
+        return vars(importlib.import_module(f"{__name__}.{self.name}"))[self.name]  # type: ignore[no-any-return]
+
+
+def _summary(path: Path) -> str | None:
+    """The constant RECIPE of a file, read without importing it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "RECIPE" for t in node.targets):
+            return str(ast.literal_eval(node.value))
+    return None
+
+
+def discover() -> dict[str, Recipe]:
+    """Every recipe by name, in alphabetical order.
+
+    >>> sorted(discover())
+    ['checkerboard', 'digits', 'gaussian', 'mixture']
+    """
+    found = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda i: i.name):
+        summary = _summary(Path(__path__[0]) / f"{info.name}.py")
+        if summary is not None:
+            found[info.name] = Recipe(info.name, summary)
+    return found
+
+
+def load(name: str) -> tuple[Recipe, str | None]:
+    """The recipe and the method (None where it is not named) of ``SYSTEM`` or ``SYSTEM-METHOD``.
+
+    The method is not looked up here. Raises a ValueError with near matches.
+
+    >>> recipe, method = load("digits-mean_flow")
+    >>> recipe.name, method
+    ('digits', 'mean_flow')
+    """
+    found = discover()
+    system, _, method = name.partition("-")
+    if system in found:
+        return found[system], method or None
+    near = difflib.get_close_matches(system, found, n=3, cutoff=0.5) or sorted(found)
+    tail = f"-{method}" if method else ""
+    raise ValueError(f"unknown recipe {name!r}; near matches: {', '.join(n + tail for n in near)} (saltus recipes lists all)")

@@ -1,0 +1,214 @@
+"""``saltus sample``, ``evaluate`` and ``compare``: what can be done with finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tyro import conf
+
+from saltus.interpolants import Interpolant
+from saltus.maps import NetworkMap
+from saltus.methods import Method
+from saltus.methods import load as load_method
+from saltus.plots import Series, lines
+from saltus.recipes.assemble import Experiment, interpolant_of
+from saltus.recipes.evaluate import Measured, table
+from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of, write_json
+from saltus.recipes.model import ModelSpec
+from saltus.recipes.run import experiment, measure
+from saltus.recipes.sampling import check_steps, draw
+from saltus.recipes.show import picture, shown
+from saltus.recipes.system import asked
+from saltus.report import Cell, Table
+from saltus.samplers import batched, prior
+from saltus.streams import Streams
+from saltus.tensors import full_like_rows
+from saltus.training import load_weights, restore
+
+__all__ = ["Finished", "compare", "evaluate", "open_run", "sample"]
+
+RunPath = Annotated[Path, conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A trained map with what sampling needs to know of it."""
+
+    model: NetworkMap
+    spec: ModelSpec
+    method: Method
+    interpolant: Interpolant
+    name: str
+
+
+def open_run(run: Path, raw: bool = False) -> Finished:
+    """The map of a run folder, or of its weights file alone, in evaluation mode.
+
+    Args:
+        run: the folder or the file.
+        raw: take the last weights instead of their moving average.
+    """
+    path = weights_of(run)
+    tensors, meta = load_weights(path)
+    if {"model", "method", "recipe", "plain"} - set(meta):
+        raise ValueError(f"{path}: expected weights written by saltus run, got options {sorted(meta)}")
+    spec = ModelSpec.from_plain(meta["model"])
+    model = spec.build()
+    name = "raw" if raw else "ema"
+    restore({name: model}, {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}, path)
+    method = load_method(meta["method"])
+    interpolant = interpolant_of(method, bool(meta["plain"]))
+    return Finished(model.eval().requires_grad_(False), spec, method, interpolant, f"{meta['recipe']}-{method.name}")
+
+
+def sample(
+    run: conf.Positional[RunPath],
+    *,
+    steps: tuple[int, ...] = (1,),
+    n: int | None = None,
+    seed: int = 0,
+    label: int | None = None,
+    w: float | None = None,
+    out: Path | None = None,
+    raw: bool = False,
+) -> None:
+    """Draw samples from a finished run; it needs nothing but the weights.
+
+    examples:
+      saltus sample runs/digits-lsd --steps 1 2 4
+      saltus sample runs/digits-lsd --label 3 --n 20 --out threes.png
+      saltus sample runs/mixture-lsd --n 10000 --out points.npy
+
+    Args:
+        run: Run folder, or a weights file.
+        steps: Network evaluations a sample; several draw from the same noise.
+        n: Samples for each number of steps; a row of the picture by default.
+        seed: Sample i is a function of the seed and i alone.
+        label: The class of all samples; by default one after another.
+        w: Strength of guidance, for maps that were trained with --guidance.
+        out: A .png picture, or a .npy array [steps, n, ...]; by default a picture in the run folder.
+        raw: Take the last weights instead of their moving average.
+    """
+    done = open_run(run, raw)
+    for k in steps:
+        check_steps(done.method.card, done.method.name, k)
+    count = shown(done.spec.shape) if n is None else n
+    if count < 1:
+        raise ValueError(f"n: expected at least one sample, got {count}")
+    path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}.png"
+    if path.suffix not in (".png", ".npy"):
+        raise ValueError(f"out {path}: expected a name that ends in .png or .npy")
+    if not path.parent.is_dir():
+        raise ValueError(f"out {path}: expected an existing folder {path.parent}, found none; make it first")
+    labels = _labels(done, label, count)
+    parts = [(_steps(k), _draw(done, k, count, seed, labels, w)) for k in steps]
+    if path.suffix in (".npy",):
+        np.save(path, torch.stack([x for _, x in parts]).numpy())
+    elif len(parts) == 1 and len(done.spec.shape) == 3 and count > shown(done.spec.shape):
+        _sheet(parts[0][1]).save(path)
+    else:
+        picture(f"{done.name}, seed {seed}", parts, labels).save(path)
+    print(f"{len(parts)} × {count} samples of {done.name} at {', '.join(map(str, steps))} steps: {path}")
+
+
+def _sheet(x: Tensor) -> Any:  # noqa: ANN401
+    from saltus.plots import tiles
+
+    return tiles(x, columns=max(10, round(len(x) ** 0.5)))
+
+
+def _steps(k: int) -> str:
+    return f"{k} step" if k == 1 else f"{k} steps"
+
+
+def _labels(done: Finished, label: int | None, count: int) -> Tensor | None:
+    classes = done.spec.classes
+    if classes is None:
+        if label is not None:
+            raise ValueError(f"label {label}: {done.name} was trained without labels; drop --label")
+        return None
+    if label is None:
+        return torch.arange(count) % classes
+    if not 0 <= label < classes:
+        raise ValueError(f"label: expected 0 to {classes - 1}, got {label}")
+    return torch.full((count,), label)
+
+
+def _draw(done: Finished, k: int, count: int, seed: int, labels: Tensor | None, w: float | None) -> Tensor:
+    if w is not None and not done.spec.guidance:
+        raise ValueError(f"w {w}: {done.name} was not trained with --guidance; drop --w")
+
+    def some(rng: Streams, places: Tensor) -> Tensor:
+        x0 = prior(rng, done.spec.shape, done.interpolant)
+        label = None if labels is None else labels[places]
+        cond = asked(label, None if w is None else full_like_rows(w, x0))
+        return draw(done.model, done.method.card, x0, k, cond, rng, done.interpolant)
+
+    return torch.cat(list(batched(some, Streams(seed, index=torch.arange(count)), 4096)))
+
+
+def again(run: Path) -> tuple[Experiment, NetworkMap]:
+    """The experiment of a run folder, its data included, and the averaged map."""
+    done = open_run(run)
+    made = experiment(str(run / OPTIONS), [])
+    return dataclasses.replace(made, output=dataclasses.replace(made.output, out=run)), done.model
+
+
+def _saved(run: Path) -> tuple[str, list[Measured]]:
+    """The lines of a run's evaluation, measured now if they are not there."""
+    if not (run / EVALUATION).is_file():
+        made, model = again(run)
+        found = measure(made, model)
+        write_json(run / EVALUATION, {"run": made.name, "lines": [m.plain() for m in found]})
+    saved = read_json(run / EVALUATION, "evaluation")
+    try:
+        return str(saved["run"]), [Measured(**line) for line in saved["lines"]]
+    except (KeyError, TypeError) as wrong:
+        raise ValueError(f"{run / EVALUATION}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
+
+
+def evaluate(run: conf.Positional[RunPath]) -> None:
+    """Measure a finished run against the truth, beside plain integration and fresh data.
+
+    Args:
+        run: Run folder.
+    """
+    made, model = again(run)
+    found = measure(made, model)
+    write_json(run / EVALUATION, {"run": made.name, "lines": [m.plain() for m in found]})
+    table(found, f"{made.name}, moving average of {made.training.steps:,} steps").show()
+
+
+def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("comparison.png")) -> None:
+    """One table and one plot for several finished runs, by the sampler that each method allows.
+
+    Args:
+        runs: Run folders.
+        out: The plot.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"compare: expected at least two run folders, got {len(runs)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out {out}: expected an existing folder {out.parent}, found none; make it first")
+    found = {str(run): _saved(run)[1] for run in runs}
+    shared = set.intersection(*({n for m in lines_ for n in m.figures} for lines_ in found.values()))
+    names = [n for n in next(iter(found.values()))[0].figures if n in shared]
+    if not names:
+        raise ValueError("compare: expected runs of one system, got runs that share no figure")
+    rows: list[list[Cell]] = []
+    rules, panels = set(), {n: list[Series]() for n in names}
+    for run, measured in found.items():
+        rules.add(len(rows))
+        own = [m for m in measured if m.group == measured[0].group]
+        rows += [[run if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms] for k, m in enumerate(own)]
+        for n in names:
+            panels[n].append(Series(Path(run).name, [m.steps for m in own], [m.figures[n] for m in own]))
+    Table(("run", "sampler", *names, "ms a sample"), rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
+    lines(panels, out, "steps", doubling=True)
+    print(f"plot  {out}")

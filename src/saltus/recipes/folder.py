@@ -1,0 +1,100 @@
+"""Run folders: what a finished run leaves, and how it is read again.
+
+    options.json          what was asked for, resolved; ``saltus run FOLDER/options.json`` repeats it
+    metrics.jsonl         one line a logged step
+    model.safetensors     averaged and raw weights; the construction options are in its metadata
+    samples.png           samples of the averaged weights
+    evaluation.json       figures, once ``saltus evaluate`` or the run's own end has measured them
+
+A run writes into a folder of its own beside the final one and takes its place when it is finished,
+so a folder with the run's name always holds a whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["EVALUATION", "METRICS", "OPTIONS", "SAMPLES", "WEIGHTS", "check_free", "fresh", "read_json", "weights_of", "write_json"]
+
+OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
+SAMPLES, EVALUATION = "samples.png", "evaluation.json"
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise a ValueError unless a run may be written to ``folder``."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run folder {folder}: expected a folder, got a file of that name; choose another with --out")
+    if folder.exists() and not (folder / OPTIONS).exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"run folder {folder}: expected a new or empty folder or a run, got a folder with other files; "
+            "choose another with --out"
+        )
+    if (folder / WEIGHTS).exists() and not overwrite:
+        raise ValueError(
+            f"run folder {folder}: it holds a finished run already; add --overwrite to replace it, "
+            "or choose another with --out"
+        )
+    above = next(p for p in (folder, *folder.resolve().parents) if p.is_dir())
+    if not os.access(above, os.W_OK | os.X_OK) or (folder.is_dir() and not os.access(folder.resolve().parent, os.W_OK)):
+        raise ValueError(f"run folder {folder}: no permission to write in {above}; choose another with --out")
+
+
+@contextmanager
+def fresh(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder to write a run to, which becomes ``folder`` if the context ends without an error.
+
+    After an error or an interruption it is removed and ``folder`` is as it was.
+    """
+    check_free(folder, overwrite)
+    made = [p for p in reversed(folder.resolve().parents) if not p.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    working = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    working.mkdir()
+    try:
+        yield working
+        if folder.exists():
+            shutil.rmtree(folder)
+        working.rename(folder)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        for parent in reversed(made):
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file, or a ValueError that names ``what`` was expected."""
+    if not path.is_file():
+        raise ValueError(f"{what}: expected a file {path}, found none; is this a run folder?")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
+        raise ValueError(f"{what}: expected JSON in {path}, got {wrong}; the file is damaged") from wrong
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: expected a JSON object in {path}, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON beside the file and rename it, so that the file is whole at every moment."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def weights_of(run: Path) -> Path:
+    """The weights of a finished run, or a ValueError that says what is missing."""
+    path = run if run.suffix == ".safetensors" else run / WEIGHTS
+    if not run.exists():
+        raise ValueError(f"run {run}: expected a run folder, found nothing there; saltus run makes one")
+    if not path.is_file():
+        raise ValueError(f"run {run}: expected {WEIGHTS} in it, found none; the run is unfinished or the path is wrong")
+    return path

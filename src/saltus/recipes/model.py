@@ -1,0 +1,73 @@
+"""The construction options of a flow map, and their way through a weights file's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+from torch.nn import Module
+
+from saltus import nn
+from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
+
+__all__ = ["PARAMETRISATIONS", "ModelSpec"]
+
+PARAMETRISATIONS: dict[str, Callable[[Module, float], NetworkMap]] = {
+    "average": lambda network, _: AverageVelocity(network),
+    "trigonometric": Trigonometric,
+    "edm": EDM,
+}
+"""What a network's output means, by name: (network, sigma_data) -> flow map."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build a flow map, as plain data.
+
+    Attributes:
+        shape: of one sample.
+        backbone: a key of :data:`saltus.nn.BACKBONES`.
+        size: tiny, small, base or large.
+        parametrisation: a key of :data:`PARAMETRISATIONS`.
+        sigma_data: the standard deviation of the data, for parametrisations that use it.
+        classes: number of labels, None without.
+        heads: names of the network's second outputs.
+        guidance: whether the strength of guidance is an input of the network.
+
+    >>> spec = ModelSpec(shape=(2,))
+    >>> ModelSpec.from_plain(spec.plain()) == spec
+    True
+    """
+
+    shape: tuple[int, ...]
+    backbone: str = "mlp"
+    size: str = "small"
+    parametrisation: str = "average"
+    sigma_data: float = 1.0
+    classes: int | None = None
+    heads: tuple[str, ...] = ()
+    guidance: bool = False
+
+    def build(self) -> NetworkMap:
+        """The flow map, with initial weights from PyTorch's global generator."""
+        network = nn.build(self.backbone, self.size, self.shape, self.classes, self.heads, self.guidance)
+        if self.parametrisation not in PARAMETRISATIONS:
+            raise ValueError(
+                f"parametrisation: expected one of {', '.join(PARAMETRISATIONS)}, got {self.parametrisation!r}"
+            )
+        return PARAMETRISATIONS[self.parametrisation](network, self.sigma_data)
+
+    def plain(self) -> dict[str, object]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, value: object) -> ModelSpec:
+        """The inverse of :meth:`plain`; a ValueError names what does not fit."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(value, dict) or set(value) - known or "shape" not in value:
+            raise ValueError(
+                f"construction options: expected the fields {', '.join(sorted(known))}, got {str(value)[:80]}; "
+                "the weights were not written by this version of saltus"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})

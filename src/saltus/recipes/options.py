@@ -1,0 +1,97 @@
+"""The groups of options that every recipe shares. Their fields are the command line's.
+
+All of it is plain data: a run's ``options.json`` holds it, and ``saltus run options.json`` reads it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["Network", "Output", "Training", "as_arguments", "parse"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network."""
+
+    backbone: Literal["mlp", "residual-mlp", "unet", "dit"] = "mlp"
+    """Architecture."""
+    size: Literal["tiny", "small", "base", "large"] = "small"
+    """Width and depth by name."""
+    parametrisation: Literal["average", "trigonometric", "edm"] | None = None
+    """What its output means; None takes what the method asks for."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the network is trained."""
+
+    steps: int = 2500
+    """Optimiser steps."""
+    batch: int = 512
+    """Rows of data in a step."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start; it falls to zero along a cosine."""
+    warmup: int = 0
+    """Steps over which the learning rate rises first."""
+    clip: float | None = None
+    """Largest norm of the gradient; None does not clip."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights that is evaluated."""
+    seed: int = 0
+    """Decides every random number of the run."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 where this machine has it, with times and losses in float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile (worth it for long runs)."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go."""
+
+    out: Path | None = None
+    """Run folder; by default runs/SYSTEM-METHOD."""
+    overwrite: bool = False
+    """Replace a finished run in that folder."""
+    grid_every: int = 0
+    """Draw a sample picture every so many steps, besides the last one; 0 never."""
+    quiet: bool = False
+    """No progress and no table, only errors."""
+    dry_run: bool = False
+    """Say what would run, how large it is and about how long it takes; write nothing."""
+
+
+def as_arguments(groups: dict[str, dict[str, object]]) -> list[str]:
+    """Command-line arguments that say what the groups of ``options.json`` say.
+
+    >>> as_arguments({"training": {"steps": 5, "clip": None, "compile": False}})
+    ['--steps', '5', '--clip', 'None', '--no-compile']
+    """
+    args: list[str] = []
+    for fields in groups.values():
+        for name, value in fields.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                args.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, list):
+                args += [f"--{flag}", *(str(v) for v in value)]
+            else:
+                args += [f"--{flag}", str(value)]
+    return args
+
+
+def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - the function's own
+    """Call ``function`` with arguments parsed by its signature; its docstring is the help page.
+
+    A mistake is told and ends in SystemExit(2).
+    """
+    import tyro
+
+    page = (inspect.getdoc(function) or "").split("\nArgs:")[0].rstrip()
+    config = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(function, prog=prog, args=list(args), description=page, config=config)

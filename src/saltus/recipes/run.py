@@ -1,0 +1,163 @@
+"""``saltus run``: from a command line to a finished run folder."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from saltus.maps import NetworkMap
+from saltus.methods import discover as discover_methods
+from saltus.methods import load as load_method
+from saltus.nn import parameter_count
+from saltus.recipes import Recipe, discover, load
+from saltus.recipes.assemble import Experiment, train
+from saltus.recipes.evaluate import STEPS, Measured, evaluate, table
+from saltus.recipes.folder import EVALUATION, SAMPLES, check_free, fresh, read_json, write_json
+from saltus.recipes.options import as_arguments, parse
+from saltus.recipes.sampling import draw
+from saltus.recipes.show import picture, shown
+from saltus.recipes.system import asked
+from saltus.samplers import prior
+from saltus.streams import Streams
+
+__all__ = ["execute", "experiment", "preview", "run"]
+
+USAGE = """\
+usage: saltus run RECIPE [--options]
+       saltus run RUN/options.json [--options]     the same run again, with changes if any
+
+recipes (METHOD is a name from the list below; SYSTEM alone means SYSTEM-lsd):
+{recipes}
+
+methods:
+{methods}
+
+examples:
+  saltus run digits-lsd
+  saltus run mixture-mean_flow --steps 500 --seed 1 --out runs/mf1
+  saltus run checkerboard --method psd --dry-run
+
+saltus run RECIPE --help shows the recipe's options.
+"""
+
+
+def usage() -> str:
+    """The page that ``saltus run --help`` prints."""
+    import textwrap
+
+    lines = "\n".join(f"  {r.name + '-METHOD':<22} {r.summary}" for r in discover().values())
+    names = textwrap.fill(", ".join(discover_methods()), 92, initial_indent="  ", subsequent_indent="  ")
+    return USAGE.format(recipes=lines, methods=names)
+
+
+def experiment(name: str, args: Sequence[str]) -> Experiment:
+    """The experiment of a recipe's name, or of a saved options file, with command-line options."""
+    recipe, method, saved = _target(name)
+    if method is not None:
+        load_method(method)  # a mistyped method is told before any option is
+    function = recipe.function()
+    named = ["--method", method] if method is not None else []
+    made = parse(function, f"saltus run {name}", [*named, *saved, *args])
+    assert isinstance(made, Experiment)
+    return made
+
+
+def _target(name: str) -> tuple[Recipe, str | None, list[str]]:
+    if not name.endswith(".json"):
+        return *load(name), []
+    saved = read_json(Path(name), "saved options")
+    groups = saved.get("options")
+    if not isinstance(saved.get("recipe"), str) or not isinstance(groups, dict):
+        raise ValueError(f"saved options: expected the keys recipe, method and options in {name}; not from saltus run")
+    recipe, _ = load(saved["recipe"])
+    return recipe, str(saved.get("method")), as_arguments(groups)
+
+
+def run(args: Sequence[str]) -> int:
+    """The command: RECIPE and its options."""
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0
+    made = experiment(args[0], args[1:])
+    if made.output.dry_run:
+        preview(made)
+        return 0
+    execute(made)
+    return 0
+
+
+def preview(made: Experiment) -> None:
+    """Print what would run: the parts, the parameters and the time, measured over a few steps."""
+    check_free(made.folder, made.output.overwrite)
+    student = made.model()
+    steps = made.fit(student)
+    next(steps)
+    begin = time.perf_counter()
+    rounds = min(5, made.training.steps - 1)
+    for _ in range(rounds):
+        next(steps)
+    each = (time.perf_counter() - begin) / max(rounds, 1)
+    cost = made.method.card.cost.evaluations
+    said = made.spec
+    print(f"would train {made.name} into {made.folder}/ (nothing is written now)")
+    print(f"  network      {said.backbone} {said.size}, {parameter_count(student):,} parameters, {said.parametrisation}")
+    print(f"  method       {made.method.card.title}: {made.method.card.paper}")
+    print(f"  steps        {made.training.steps:,} of {made.training.batch} rows, {cost:g} network evaluations a row")
+    print(f"  precision    {steps.players[0].loss.precision.value}, {torch.get_num_threads()} threads")
+    print(f"  time         about {clock(each * made.training.steps)} here ({1e3 * each:.1f} ms a step, measured now)")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a reader says them.
+
+    >>> clock(75.0), clock(4.2)
+    ('1 min 15 s', '4 s')
+    """
+    whole = math.ceil(seconds) if seconds > 60 else round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{max(whole, 1)} s"
+
+
+def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
+    """Draw a picture of samples at the card's step counts, from the same noise."""
+    card, n = made.method.card, shown(made.system.shape)
+    rng = Streams(made.training.seed, index=torch.arange(n))
+    x0 = prior(rng, made.system.shape, made.interpolant)
+    labels = None if made.system.classes is None else torch.arange(n) % made.system.classes
+    parts = [
+        (f"{k} step" if k == 1 else f"{k} steps", draw(model, card, x0, k, asked(labels), rng, made.interpolant))
+        for k in STEPS
+        if k in card.steps
+    ]
+    picture(made.name, parts, labels).save(path)
+
+
+def execute(made: Experiment) -> list[Measured]:
+    """Train, draw, measure and save; the folder appears when all of it is done."""
+    with fresh(made.folder, made.output.overwrite) as folder:
+
+        def grid(model: NetworkMap, step: int) -> None:
+            show_samples(made, model, folder / f"samples-{step:06d}.png")
+
+        model = train(made, folder, grid)
+        show_samples(made, model, folder / SAMPLES)
+        lines = measure(made, model)
+        write_json(folder / EVALUATION, {"run": made.name, "lines": [m.plain() for m in lines]})
+    if not made.output.quiet:
+        table(lines, f"{made.name}: {made.training.steps:,} steps, evaluated on the moving average").show()
+        print(f"run      {made.folder}/")
+        print(f"picture  {made.folder / SAMPLES}")
+    return lines
+
+
+def measure(made: Experiment, model: NetworkMap) -> list[Measured]:
+    """All lines of the evaluation."""
+    return list(
+        evaluate(model, made.method.card, made.interpolant, made.system.judge(), made.training.seed, made.system.shape)
+    )

@@ -1,0 +1,66 @@
+"""Samples from a trained map, by the sampler and at the step counts that its method's card allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from saltus.interpolants import Interpolant
+from saltus.legs import EULER
+from saltus.methods import Card, Sampler
+from saltus.samplers import integrate, jumps, renoise
+from saltus.streams import Streams
+from saltus.typing import Condition, FlowMap
+
+__all__ = ["check_steps", "draw"]
+
+Draw = Callable[[FlowMap, Tensor, int, Condition | None, Streams, Interpolant], Tensor]
+
+
+def _ode(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, _: Interpolant) -> Tensor:
+    return integrate(X.velocity, x, k, EULER, cond)
+
+
+def _jumps(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, _: Interpolant) -> Tensor:
+    return jumps(X, x, k, cond)
+
+
+def _renoise(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, path: Interpolant) -> Tensor:
+    return renoise(X, x, k, rng, path, cond=cond)
+
+
+SAMPLERS: dict[Sampler, Draw] = {Sampler.ODE: _ode, Sampler.JUMPS: _jumps, Sampler.RENOISE: _renoise}
+
+
+def check_steps(card: Card, name: str, steps: int) -> None:
+    """Raise a ValueError unless the card allows this many steps."""
+    if steps not in card.steps:
+        raise ValueError(
+            f"steps: {name} gives meaningful samples at {', '.join(map(str, card.steps))} steps, got {steps}"
+        )
+
+
+@torch.no_grad()
+def draw(
+    model: FlowMap,
+    card: Card,
+    x: Tensor,
+    steps: int,
+    cond: Condition | None,
+    rng: Streams,
+    interpolant: Interpolant,
+) -> Tensor:
+    """Samples from the states x at t = 0, [n, ...] -> [n, ...].
+
+    Args:
+        model: the flow map.
+        card: of the method that trained it; it names the sampler.
+        x: from :func:`saltus.samplers.prior`.
+        steps: of the sampler.
+        cond: what is asked for.
+        rng: the rows' streams, for samplers that add noise.
+        interpolant: the method's.
+    """
+    return SAMPLERS[card.sampler](model, x, steps, cond, rng, interpolant)
