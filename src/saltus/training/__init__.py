@@ -3,7 +3,9 @@
 It knows the Objective protocol and games, and no particular objective, network or data set.
 """
 
+from saltus.training.checkpoint import Weights, load_weights, restore, save_weights
 from saltus.training.ema import EMA
+from saltus.training.log import Log
 from saltus.training.loop import Fit, LossModule, Player, Source, fit
 from saltus.training.optimizers import AdamW, OptimizerFactory, RAdam
 from saltus.training.precision import Precision, has_bf16
@@ -18,6 +20,7 @@ __all__ = [
     "Cosine",
     "Fit",
     "InverseSqrt",
+    "Log",
     "LossModule",
     "Moved",
     "NonFiniteLoss",
@@ -28,7 +31,11 @@ __all__ = [
     "Reading",
     "Source",
     "Step",
+    "Weights",
     "fit",
     "has_bf16",
     "initialised",
+    "load_weights",
+    "restore",
+    "save_weights",
 ]

@@ -38,7 +38,7 @@ class EMA:
             ValueError: unless 0 <= decay < 1.
         """
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}; 0.999 averages some 1,000 steps")
+            raise ValueError(f"decay: expected a number in [0, 1), got {decay}; 0.999 averages 1,000 steps")
         self.decay = decay
         self.warmup = warmup
         self.module = copy.deepcopy(module).eval().requires_grad_(False)

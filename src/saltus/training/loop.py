@@ -12,7 +12,7 @@ repeated gives the same numbers, and a run can begin at any step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -243,8 +243,8 @@ def fit(
     """
     if not 0 <= start <= steps or batch < 1:
         raise ValueError(
-            f"fit: expected 0 <= start <= steps and batch >= 1, got start={start}, steps={steps}, batch={batch}; "
-            "ask for more steps or rows"
+            f"fit: expected 0 <= start <= steps and batch >= 1, got start={start}, steps={steps}, "
+            f"batch={batch}; ask for more steps or rows"
         )
     if clip is not None and not clip > 0.0:
         raise ValueError(f"clip: expected a norm above 0, got {clip}; None turns clipping off")

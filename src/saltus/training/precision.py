@@ -28,7 +28,7 @@ def has_bf16(device: torch.device) -> bool:
         return any(bool(features.get(name)) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return False
 
 

@@ -23,7 +23,7 @@ def _ramp(progress: Tensor, warmup: float) -> Tensor:
 
 def _fraction(value: float, name: str) -> None:
     if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}: expected a fraction of the run in [0, 1), got {value}; divide by the steps")
+        raise ValueError(f"{name}: expected a part of the run in [0, 1), got {value}; divide by the steps")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Cosine:
     def __post_init__(self) -> None:
         _fraction(self.warmup, "warmup")
         if not 0.0 <= self.floor <= 1.0:
-            raise ValueError(f"floor: expected a factor in [0, 1], got {self.floor}; give the last rate / first")
+            raise ValueError(f"floor: expected a factor in [0, 1], got {self.floor}; it multiplies the rate")
 
     def __call__(self, progress: Tensor) -> Tensor:
         q = ((progress - self.warmup) / (1.0 - self.warmup)).clamp(0.0, 1.0)
@@ -84,7 +84,7 @@ class InverseSqrt:
     def __post_init__(self) -> None:
         _fraction(self.warmup, "warmup")
         if not 0.0 < self.hold <= 1.0:
-            raise ValueError(f"hold: expected a fraction of the run in (0, 1], got {self.hold}; divide by the steps")
+            raise ValueError(f"hold: expected a part of the run in (0, 1], got {self.hold}; divide by steps")
 
     def __call__(self, progress: Tensor) -> Tensor:
         return _ramp(progress, self.warmup) * (progress / self.hold).clamp(min=1.0).rsqrt()

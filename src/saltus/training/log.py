@@ -1,0 +1,178 @@
+"""What a run says while it runs: a line of JSON and a line on the terminal, every so many steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from saltus.training.step import Reading, Step
+
+__all__ = ["Log"]
+
+_PLAIN_SECONDS = 10.0  # between two lines where no bar can be drawn
+_SMOOTH = 0.8  # share of the past in a displayed term
+
+
+class Log:
+    """Writes ``metrics.jsonl`` and the terminal's progress; reads a step only when it logs it.
+
+    Every ``every`` steps, and at the last, one JSON object is appended to the file: ``step`` (how
+    many are done), ``seconds`` since the start, ``steps_per_second`` and ``samples_per_second``
+    since the line before, ``loss``, ``lr``, ``grad_norm`` and ``terms``; in a game of several
+    players ``moves`` holds the last four of each player in their place. The terminal gets a bar,
+    or where it is none a plain line every 10 s: rates, time left and each term, smoothed.
+
+    >>> from rich.console import Console
+    >>> with Log(None, steps=10, batch=4, every=5, console=Console(quiet=True)) as log:
+    ...     pass
+
+    Raises:
+        ValueError: from the constructor if the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        *,
+        steps: int,
+        batch: int,
+        every: int = 50,
+        terms: Collection[str] | None = None,
+        start: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        """Begin to measure time.
+
+        Args:
+            folder: where ``metrics.jsonl`` goes; None writes no file.
+            steps: of the whole run.
+            batch: rows a step.
+            every: steps from one line to the next.
+            terms: those that the terminal shows; None shows all.
+            start: the first step.
+            console: where the progress goes; standard output by default.
+        """
+        if every < 1:
+            raise ValueError(f"every: expected at least 1 step between two lines, got {every}; 50 is usual")
+        self._steps, self._batch, self._every, self._terms = steps, batch, every, terms
+        self._console = console if console is not None else Console(highlight=False)
+        self._file: TextIO | None = None
+        if folder is not None:
+            path = Path(folder) / "metrics.jsonl"
+            try:
+                self._file = path.open("a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise ValueError(
+                    f"{path}: expected to write here, got {error.strerror}; "
+                    "choose an existing folder with write permission"
+                ) from None
+        self._began = self._last_time = time.monotonic()
+        self._last_plain = self._began
+        self._start = self._done = start
+        self._shown: dict[str, float] = {}
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        self._progress = Progress(
+            *columns, console=self._console, disable=not self._console.is_terminal, refresh_per_second=4
+        )
+        self._task = self._progress.add_task("", total=steps, completed=start)
+
+    def __enter__(self) -> Log:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was and close the file."""
+        self._progress.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def __call__(self, step: Step) -> None:
+        """Log this step if it is its turn; otherwise return at once, without waiting for the device.
+
+        Raises:
+            NonFiniteLoss: if a value of this step or an earlier one was not finite.
+            ValueError: if the file can no longer be written.
+        """
+        done = step.index + 1
+        if done % self._every and done != self._steps:
+            return
+        readings = step.fetch()
+        now = time.monotonic()
+        rate = (done - self._done) / max(now - self._last_time, 1e-9)
+        self._done, self._last_time = done, now
+        self._write(done, now - self._began, rate, readings)
+        self._smooth(readings)
+        self._show(done, now, rate)
+
+    def _write(self, done: int, seconds: float, rate: float, readings: dict[str, Reading]) -> None:
+        if self._file is None:
+            return
+        row: dict[str, object] = {
+            "step": done,
+            "seconds": round(seconds, 3),
+            "steps_per_second": round(rate, 3),
+            "samples_per_second": round(rate * self._batch, 1),
+        }
+        parts = {
+            player: {"loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm, "terms": r.terms}
+            for player, r in readings.items()
+        }
+        row |= next(iter(parts.values())) if len(parts) == 1 else {"moves": parts}
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"metrics.jsonl: expected to append a line, got {error.strerror}; free some room and resume"
+            ) from None
+
+    def _smooth(self, readings: dict[str, Reading]) -> None:
+        for player, reading in readings.items():
+            for name, value in reading.terms.items():
+                if self._terms is None or name in self._terms:
+                    label = f"{player}/{name}" if len(readings) > 1 else name
+                    self._shown[label] = _SMOOTH * self._shown.get(label, value) + (1 - _SMOOTH) * value
+
+    def _show(self, done: int, now: float, rate: float) -> None:
+        left = (self._steps - done) * (now - self._began) / max(done - self._start, 1)
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
+        line = (
+            f"{done:,}/{self._steps:,} ({100 * done // self._steps} %)  {rate:,.3g} steps/s  "
+            f"{_count(rate * self._batch)} samples/s  {_clock(left)} left  {terms}"
+        )
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=done, description=line)
+        elif now - self._last_plain >= _PLAIN_SECONDS or done == self._steps:
+            self._last_plain = now
+            self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _clock(75), _clock(3600)
+    ('1:15', '1:00:00')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _count(number: float) -> str:
+    """A whole number to three digits, with thousands set apart.
+
+    >>> _count(123456.0), _count(87.6)
+    ('123,000', '88')
+    """
+    return f"{float(f'{number:.3g}'):,.0f}"
