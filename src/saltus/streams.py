@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 __all__ = ["Streams"]
 
 _BLOCK = 4  # one Philox counter yields four 64-bit words
+_SKIP = 256  # so many blocks are passed over rather than start another generator
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -66,20 +68,25 @@ class Streams:
     def _words(self, name: str, count: int) -> np.ndarray:
         """``count`` 64-bit words for each row: [B, count]. Rows own whole Philox blocks."""
         blocks = -(-count // _BLOCK)
-        index = self.index.numpy()
-        if index.size == 0:
-            return np.empty((0, count), dtype=np.uint64)
-        low, high = int(index.min()), int(index.max())
-        bits = np.random.Philox(key=_key(self.seed, self.step, self.prefix + name))
-        bits.advance(low * blocks)
-        words = bits.random_raw((high - low + 1) * blocks * _BLOCK).reshape(high - low + 1, -1)
-        return words[index - low, :count]
+        places, inverse = np.unique(self.index.numpy(), return_inverse=True)
+        words = np.empty((len(places), blocks * _BLOCK), dtype=np.uint64)
+        if words.size == 0:
+            return words[inverse, :count]
+        # one generator for each run of near indices: indices far apart must not fill what lies between
+        cuts = np.flatnonzero(np.diff(places) > max(1, _SKIP // blocks)) + 1
+        for start, stop in pairwise([0, *cuts.tolist(), len(places)]):
+            low, high = int(places[start]), int(places[stop - 1])
+            bits = np.random.Philox(key=_key(self.seed, self.step, self.prefix + name))
+            bits.advance(low * blocks)
+            run = bits.random_raw((high - low + 1) * blocks * _BLOCK).reshape(high - low + 1, -1)
+            words[start:stop] = run[places[start:stop] - low]
+        return words[inverse, :count]
 
     def _unit(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform numbers in the open interval (0, 1), float64, [B, *shape]."""
         words = self._words(name, math.prod(shape))
         unit = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-        return torch.from_numpy(unit.reshape(-1, *shape))
+        return torch.from_numpy(unit.reshape(len(unit), *shape))
 
     def _place(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.dtype, non_blocking=True)
@@ -96,7 +103,7 @@ class Streams:
         radius = torch.sqrt(-2.0 * torch.log(unit[:, :half])).to(self.dtype)
         angle = (2.0 * math.pi * unit[:, half:]).to(self.dtype)
         pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-        return self._place(pairs[:, :size].reshape(-1, *shape))
+        return self._place(pairs[:, :size].reshape(len(pairs), *shape))
 
     def normal_like(self, name: str, x: Tensor) -> Tensor:
         """N(0, 1) in the shape of x [B, ...]."""
