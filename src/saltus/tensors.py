@@ -43,7 +43,7 @@ def full_like_rows(value: float, x: Tensor, dtype: torch.dtype | None = None) ->
 
 def per_row_sum(x: Tensor) -> Tensor:
     """Sum over everything but the first axis: [B, ...] -> [B]."""
-    return x.reshape(x.shape[0], -1).sum(dim=1)
+    return x.flatten(1).sum(dim=1) if x.ndim > 1 else x  # unlike reshape, right for no rows too
 
 
 def per_row_norm2(x: Tensor) -> Tensor:
