@@ -60,7 +60,8 @@ def slopes(interpolant: Interpolant, s: Tensor, t: Tensor) -> tuple[Tensor, Tens
     """Divided differences (alpha_t - alpha_s)/(t - s) and (beta_t - beta_s)/(t - s), smooth at s = t.
 
     They are the means of dalpha and dbeta over [s, t], taken by 24-point Gauss-Legendre quadrature,
-    which is exact to rounding for the analytic interpolants here.
+    which is exact to rounding where those are smooth. For VP and Cosine dalpha is infinite at t = 1, and
+    the slope of alpha (not of beta) loses digits as s or t comes near it.
     """
     theta = ((_NODES + 1.0) / 2.0).to(s)
     weight = (_WEIGHTS / 2.0).to(s)
