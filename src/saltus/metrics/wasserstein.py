@@ -16,6 +16,8 @@ from saltus.streams import Streams
 
 __all__ = ["directions", "line_wasserstein2", "sliced_wasserstein", "wasserstein"]
 
+_MOST = 1 << 22  # numbers in memory at once, for each of a few temporaries
+
 
 def directions(count: int, dim: int, seed: int = 0) -> Tensor:
     """``count`` unit vectors, [count, dim], float64: random orthonormal frames, the last one cut.
@@ -53,14 +55,17 @@ def sliced_wasserstein(x: Tensor, y: Tensor, onto: Tensor | None = None) -> Tens
 
     Args:
         x, y: samples [n, ...] and [m, ...], of any sizes.
-        onto: unit vectors [P, D]; by default 256 fixed ones, so that values compare between calls.
+        onto: unit vectors [P, D]; by default 256 fixed ones (one on the line), so that values
+            compare between calls.
     """
     x, y = as_points(x, y)
-    onto = directions(256, x.shape[1]) if onto is None else onto
-    if onto.ndim != 2 or onto.shape[1] != x.shape[1]:
-        raise ValueError(f"onto: expected directions [P, {x.shape[1]}], got shape {list(onto.shape)}")
-    onto = onto.to(x)
-    return line_wasserstein2(onto @ x.T, onto @ y.T).mean().sqrt()
+    dim = x.shape[1]
+    onto = directions(1 if dim == 1 else 256, dim) if onto is None else onto
+    if onto.ndim != 2 or onto.shape[1] != dim:
+        raise ValueError(f"onto: expected directions [P, {dim}], got {list(onto.shape)}; see directions")
+    few = max(1, _MOST // (len(x) + len(y)))  # directions at a time
+    found = [line_wasserstein2(d @ x.T, d @ y.T) for d in torch.split(onto.to(x), few)]
+    return torch.cat(found).mean().sqrt()
 
 
 def wasserstein(x: Tensor, y: Tensor) -> Tensor:
