@@ -54,8 +54,8 @@ def overview(methods: Mapping[str, Method], link: str = "") -> str:
     rows = []
     for name, method in methods.items():
         card = method.card
-        title = f"[`{name}`]({link}#{name})"
-        rows.append([title, card.paper, learns(card), needs(card), card.sampler.value, steps(card)])
+        what = [card.paper, learns(card), needs(card), card.sampler.value, steps(card)]
+        rows.append([f"[`{name}`]({link}#{name})", *what, f"{card.cost.evaluations:g}"])
     head = ["method", "paper", LEARNS, "needs", "sampler", "steps", "evaluations"]
     return Table(head, rows, left=frozenset(head[1:6])).markdown()
 
