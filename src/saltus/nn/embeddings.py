@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saltus.tensors import check_times
+from saltus.tensors import check_times, upcast
 from saltus.typing import Condition, Output
 
 __all__ = ["Conditioning", "Readout", "RMSNorm", "check_input", "sinusoidal", "small_features"]
@@ -58,6 +58,8 @@ def check_input(x: Tensor, s: Tensor, t: Tensor, shape: tuple[int, ...]) -> None
 class RMSNorm(nn.Module):
     """x / rms(x) over the last axis, times a learned weight that follows the dtype of x.
 
+    In primitive operations: a derivative through PyTorch's fused one takes up to half as long again.
+
     Args:
         size: of the last axis.
         learned: whether there is a weight.
@@ -65,12 +67,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, learned: bool = True) -> None:
         super().__init__()
-        self.size = size
         self.weight = nn.Parameter(torch.ones(size)) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, (self.size,), weight, eps=1e-6)
+        scale = torch.rsqrt(upcast(x).square().mean(-1, keepdim=True) + 1e-6)
+        y = x * scale.to(x.dtype)
+        return y if self.weight is None else y * self.weight.to(x.dtype)
 
 
 class ClassEmbedding(nn.Module):
