@@ -40,7 +40,7 @@ CARD = Card(
     threshold=0.65,
     quick_threshold=1.8,
     bias="finite steps along the line of a pair: O(d)",
-    plain={"weight": Squared()},
+    plain={"decay": 0.95},
     second_hand=("constant decay of the moving average",),
 )
 

@@ -9,7 +9,8 @@ Use it instead of MeanFlow where a second head can be added.
 
 References:
     Geng et al., "Improved mean flows", 2025, arXiv 2512.02012 (half of the rows at s = t, logit-normal
-    (-0.4, 1) in their time, p = 1, c = 0.01). Their guidance inputs (strength and interval) are not built here.
+    (-0.4, 1) in their time, p = 1, c = 0.01). Their guidance inputs, strength and interval, are not
+    built here.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ CARD = Card(
     cost=Cost(live=1.0, stopped=0.25),
     threshold=0.48,
     quick_threshold=1.6,
-    plain={"clip": None},
+    plain={"clip": None, "decay": 0.95},
 )
 
 
