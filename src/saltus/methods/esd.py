@@ -10,13 +10,15 @@ the transport is a constant (the authors' "full" stop-gradient).
 Use it to compare: on images the authors found every choice of stop-gradient unstable and report no
 figure. The default repeats d_s X <- -grad X b, which takes one derivative in space an iteration and
 amplifies what is rough: at the reference budget on the 2-D mixture it diverges, while
-gradient=TARGET and DERIVATIVE, which act on both sides, converge (saltus bench mixture prints it).
+gradient=TARGET and DERIVATIVE, which act on both sides, converge; ``esd_convex`` is the latter.
 
 References:
     Boffi, Albergo and Vanden-Eijnden, 2025, arXiv 2505.18825, eqs. (12), (14), (94), appendix G.2.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from saltus.autodiff import Derivative, Forward
 from saltus.couplings import Coupling, Independent
@@ -81,3 +83,6 @@ def esd(
         guidance=guidance,
     )
     return Sum((Part("diagonal", diagonal, eta, eta), Part("eulerian", jump, 1.0 - eta, 1.0 - eta)))
+
+
+VARIANTS = {"esd_convex": partial(esd, gradient=Gradient.DERIVATIVE)}
