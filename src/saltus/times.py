@@ -118,14 +118,17 @@ class Karras:
     rho: float = 7.0
     time: Callable[[Tensor], Tensor] = linear_time
 
+    def _roots(self) -> tuple[float, float]:
+        return math.pow(self.sigma_max, 1.0 / self.rho), math.pow(self.sigma_min, 1.0 / self.rho)
+
     def sigma(self, u: Tensor) -> Tensor:
         """The ratio at place u of the clock: sigma_max at 0, sigma_min at 1."""
-        high, low = self.sigma_max ** (1.0 / self.rho), self.sigma_min ** (1.0 / self.rho)
+        high, low = self._roots()
         return (high + u * (low - high)) ** self.rho
 
     def place(self, sigma: Tensor) -> Tensor:
         """The inverse of :meth:`sigma`."""
-        high, low = self.sigma_max ** (1.0 / self.rho), self.sigma_min ** (1.0 / self.rho)
+        high, low = self._roots()
         return (sigma ** (1.0 / self.rho) - high) / (low - high)
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -144,17 +147,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class UShaped:
-    """The symmetric density proportional to exp(a t) + exp(-a t) on the shifted unit interval
+    """The density proportional to cosh(a (t - 1/2)), which is symmetric and has its weight at both ends
     (Lee et al., "Improving the training of rectified flows", 2024, arXiv 2405.20320, a = 4):
-    an even mixture of two truncated exponentials that decay from either end.
+    t = 1/2 + arsinh((2u - 1) sinh(a/2))/a.
     """
 
     a: float = 4.0
 
     def __call__(self, u: Tensor) -> Tensor:
-        half = (2.0 * u).remainder(1.0)
-        near_0 = -torch.log1p(half * math.expm1(-self.a)) / self.a
-        return torch.where(u < 0.5, near_0, 1.0 - near_0)
+        return 0.5 + torch.asinh((2.0 * u - 1.0) * math.sinh(0.5 * self.a)) / self.a
 
 
 def _draw(law: Law, rng: Streams, name: str, stratified: bool) -> Tensor:
@@ -211,7 +212,7 @@ class Gaps:
     def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
         gap = _draw(self.gap, rng, "gap", False)
         s = rng.uniform("s") * (1.0 - gap)
-        return s, s + gap
+        return s, (s + gap).clamp(max=1.0)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ class Restricted:
 
     def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
         s = rng.uniform("s")
-        return s, torch.clamp(s + self.span * rng.uniform("gap"), max=1.0)
+        t = s + torch.clamp(1.0 - s, max=self.span) * rng.uniform("gap")
+        return s, t.clamp(max=1.0)  # by rounding s + (1 - s) may pass 1
 
 
 @dataclass(frozen=True)
