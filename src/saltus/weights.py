@@ -39,6 +39,11 @@ class Span(NamedTuple):
     d: Tensor | None = None
 
 
+def _size(error: Tensor) -> int:
+    """D, the number of dimensions of a row, also where there are no rows."""
+    return math.prod(error.shape[1:])
+
+
 class Weight(Protocol):
     """error [n, ...] and the rows' times -> loss [n], in at least float32."""
 
@@ -69,7 +74,7 @@ class PseudoHuber:
     per_dimension: bool = False
 
     def __call__(self, error: Tensor, span: Span) -> Tensor:
-        c = self.c * math.sqrt(error[0].numel()) if self.per_dimension else self.c
+        c = self.c * math.sqrt(_size(error)) if self.per_dimension else self.c
         tiny = torch.finfo(upcast(error).dtype).tiny
         return torch.sqrt(per_row_norm2(error) + max(c * c, tiny)) - c
 
@@ -108,7 +113,7 @@ class TangentNormalised:
 
     def __call__(self, error: Tensor, span: Span) -> Tensor:
         error = upcast(error)
-        size = torch.sqrt(sg(per_row_norm2(error)) / error[0].numel())
+        size = torch.sqrt(sg(per_row_norm2(error)) / _size(error))
         normalised = sg(error) / like(size + self.c, error)
         return per_row_norm2(error - sg(error) + normalised)
 
@@ -159,13 +164,14 @@ class LearnedLogVariance(nn.Module):
     def __init__(self, inner: Weight | None = None, features: int = 64) -> None:
         super().__init__()
         self.inner = Squared() if inner is None else inner
-        self.register_buffer("frequencies", torch.arange(features // 2) * math.pi, persistent=False)
+        self.register_buffer("frequencies", torch.arange(features // 2), persistent=False)
         self.linear = nn.Linear(2 * (features // 2), 1, bias=False)
         nn.init.zeros_(self.linear.weight)
 
     def log_variance(self, s: Tensor, t: Tensor) -> Tensor:
         """w(s, t), [n]."""
-        angles = torch.stack([s, t]).unsqueeze(-1) * self.frequencies.to(s)
+        # whole numbers, which a cast of the module to half precision leaves alone
+        angles = torch.stack([s, t]).unsqueeze(-1) * (math.pi * self.frequencies.to(s))
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1).sum(0) * math.sqrt(0.5)
         return (features.to(self.linear.weight) * self.linear.weight[0]).sum(-1)
 
