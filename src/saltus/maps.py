@@ -91,8 +91,8 @@ class Trigonometric(NetworkMap):
         of_f = rate * torch.sinc(half) * self.sigma_data
         of_x = -rate * (0.5 * math.pi * half) * torch.sinc(0.5 * half).square()
         u = like(of_f, x) * output.u + like(of_x, x) * x
-        heads = {name: rate * self.sigma_data * head for name, head in output.heads.items()}
-        return Output(u, heads)
+        gain = rate * self.sigma_data
+        return Output(u.to(x.dtype), {name: gain * h.to(x.dtype) for name, h in output.heads.items()})
 
 
 class EDM(NetworkMap):
@@ -126,7 +126,7 @@ class EDM(NetworkMap):
         variance = self.sigma_data**2
         n2 = (1.0 - s).square() + s.square() * variance
         n = torch.sqrt(n2)
-        output: Output = self.backbone(x / like(n, x), s, t, cond)
-        base = like((s * variance - (1.0 - s)) / n2, x) * x
-        gain = like(self.sigma_data / n, x)
+        output: Output = self.backbone((x / like(n, x)).to(x.dtype), s, t, cond)
+        base = like((s * variance - (1.0 - s)) / n2, x).to(x.dtype) * x
+        gain = like(self.sigma_data / n, x).to(x.dtype)
         return Output(base + gain * output.u, {name: base + gain * h for name, h in output.heads.items()})

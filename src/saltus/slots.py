@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saltus.guidance import CFG
 from saltus.states import State
+from saltus.tensors import like
 from saltus.typing import Condition, FlowMap, Velocity
 
 __all__ = ["Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
@@ -68,7 +69,13 @@ class Head:
     name: str = "v"
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
-        return own.evaluate(state.x, t, t, cond).heads[self.name]
+        heads = own.evaluate(state.x, t, t, cond).heads
+        if self.name not in heads:
+            raise ValueError(
+                f"second head: expected one named {self.name!r}, got {sorted(heads) or 'none'}; build the "
+                "network with it, or fill this slot with Own()"
+            )
+        return heads[self.name]
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,7 @@ class Mixed:
             mixed = mixed + self.k * own.velocity(state.x, t, cond)
         if cond.null is None:
             return mixed
-        rows = cond.null.reshape(cond.null.shape + (1,) * (data.ndim - 1))
-        return torch.where(rows, data, mixed)  # a dropped label learns the unguided velocity
+        return torch.where(like(cond.null, data), data, mixed)  # a dropped label learns the unguided velocity
 
 
 @dataclass(frozen=True, eq=False)
