@@ -103,7 +103,7 @@ class LabelDropout:
 class GuidanceInput:
     """Give each row a strength w ~ U[1, high] as an input of the network.
 
-    Rows at which the plain velocity is learned take w = 1 instead (:meth:`unit`).
+    Terms that learn the plain velocity go without: a network reads a missing strength as w = 1.
     """
 
     high: float = 4.0
