@@ -135,33 +135,13 @@ def _batch_norm(
     return _statistics_norm(input, (running_mean, running_var), weight, bias, dims, eps, "batch norm")
 
 
-def _torch_batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    """``torch.batch_norm`` orders its arguments differently from ``F.batch_norm``."""
-    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+def _weight_first(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.batch_norm`` and ``torch.instance_norm`` take the weights before the statistics; F does not."""
 
+    def norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *rest: Any) -> Tensor:  # noqa: ANN401
+        return formula(x, mean, var, weight, bias, *rest)
 
-def _torch_instance_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return norm
 
 
 def _attention(
@@ -212,9 +192,9 @@ _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
-    torch.instance_norm: _torch_instance_norm,
+    torch.instance_norm: _weight_first(_instance_norm),
     F.batch_norm: _batch_norm,
-    torch.batch_norm: _torch_batch_norm,
+    torch.batch_norm: _weight_first(_batch_norm),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     F.glu: _glu,
