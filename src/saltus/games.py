@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from saltus.objectives import Sum
 from saltus.typing import Batch, Objective
 
 __all__ = ["After", "Follow", "Game", "Move", "Project", "as_game"]
@@ -93,8 +94,20 @@ class Project:
             p.copy_(self.rule(p))
 
 
+def learned_weights(objective: Objective) -> list[nn.Module]:
+    """The modules in the role ``weight`` of an objective, or of the parts of a sum, each once."""
+    if isinstance(objective, Sum):
+        found = [module for part in objective.parts for module in learned_weights(part.objective)]
+        return list({id(module): module for module in found}.values())
+    weight = vars(objective).get("weight")
+    return [weight] if isinstance(weight, nn.Module) else []
+
+
 def as_game(objective: Objective | Game, student: nn.Module) -> Game:
-    """A game from whatever a method returned; a bare objective is played by the student alone."""
+    """A game from whatever a method returned. A bare objective is played by the student, whose move also
+    trains what learns in the role ``weight``."""
     if isinstance(objective, Game):
         return objective
-    return Game(moves=(Move(name="student", module=student, objective=objective),))
+    learned = learned_weights(objective)
+    module = nn.ModuleList([student, *learned]) if learned else student
+    return Game(moves=(Move(name="student", module=module, objective=objective),))

@@ -62,8 +62,8 @@ def lsd(
         eta: the share and the weight of the diagonal.
         gradient: TIME is the paper's; TARGET needs no gradient through the derivative; FULL stops nothing.
         near: how the derivative in time is taken.
-        weight: error -> loss; a LearnedLogVariance is the paper's choice on images (train it in the
-            student's move).
+        weight: error -> loss; a LearnedLogVariance, the paper's choice on images, learns beside the
+            student in the move that games.as_game makes.
         dropout: label dropout on the diagonal.
         guidance: learn the map of the guided velocity, its strength an input of the network; needs
             ``dropout``, which trains the unconditional velocity that guidance uses.

@@ -25,11 +25,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
 from saltus.couplings import Coupling, Independent
-from saltus.games import Game, Move
 from saltus.guidance import LabelDropout
 from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
@@ -37,7 +36,7 @@ from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.slots import Data
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
-from saltus.typing import Schedule
+from saltus.typing import Objective, Schedule
 from saltus.weights import LearnedLogVariance, Scaled, Span, Squared, TangentNormalised, Weight
 
 CARD = Card(
@@ -83,7 +82,7 @@ def scm(
     warm_up: Schedule | None = Ramp(0.1),
     weight: Weight | None = None,
     dropout: LabelDropout | None = None,
-) -> Game:
+) -> Objective:
     """Continuous-time consistency training.
 
     Args:
@@ -95,15 +94,14 @@ def scm(
         std: of the same.
         near: how the derivative is taken; it carries no gradient.
         warm_up: the factor on the derivative; None for 1.
-        weight: error -> loss; None is the paper's, whose log-variance is learned in the same move.
+        weight: error -> loss; None is the paper's, whose log-variance games.as_game has learned beside the
+            student.
         dropout: label dropout.
     """
-    module: nn.Module = student
     if weight is None:
-        learned = LearnedLogVariance(Scaled(TangentNormalised(0.1), scale=tangent, factor=balance))
-        learned = learned.to(next(student.parameters()).device)
-        module, weight = nn.ModuleList([student, learned]), learned
-    loss = Eulerian(
+        weight = LearnedLogVariance(Scaled(TangentNormalised(0.1), scale=tangent, factor=balance))
+        weight = weight.to(next(student.parameters()).device)
+    return Eulerian(
         student,
         interpolant=interpolant,
         coupling=coupling,
@@ -115,4 +113,3 @@ def scm(
         weight=weight,
         guidance=dropout,
     )
-    return Game((Move("student", module, loss),))
