@@ -53,8 +53,8 @@ def test_characterisations() -> None:
     assert close(u + h * slope(lambda t: average(S, t, X), T), b(T, jump(S, T, X)))
     advective = slope(lambda s: average(s, T, X), S) + slope(lambda x: average(S, T, x), X) * b(S, X)
     assert close(u, b(S, X) + h * advective)
-    gamma = (T - M) / (T - S)
-    assert close(u, (1 - gamma) * average(S, M, X) + gamma * average(M, T, jump(S, M, X)))
+    gamma = (M - S) / (T - S)
+    assert close(u, gamma * average(S, M, X) + (1 - gamma) * average(M, T, jump(S, M, X)))
 
 
 @pytest.mark.parametrize("near", ["start", "end"])
