@@ -151,7 +151,8 @@ def _replace(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``: write it beside, flush it, rename it over; or leave all as it was."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        with draft.open("wb") as file:
+        draft.unlink(missing_ok=True)  # of a process that was killed, or a link laid in the way
+        with draft.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
