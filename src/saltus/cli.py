@@ -20,17 +20,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+HELP, VERSION, DEBUG = ("-h", "--help", "help"), ("-V", "--version"), "--debug"
+
 __all__ = ["COMMANDS", "Command", "main"]
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its name, what it does in a line, and where its function is."""
+    """One command.
+
+    Attributes:
+        name: as typed.
+        summary: what it does, in a line.
+        module: where its function is.
+        function: its name there.
+        nested: its first word chooses the signature of the rest, so it parses on its own.
+    """
 
     name: str
     summary: str
     module: str
     function: str
+    nested: bool = False
 
     def load(self) -> Callable[..., Any]:
         """The function itself; importing it may import PyTorch."""
@@ -38,18 +49,18 @@ class Command:
 
 
 COMMANDS = (
-    Command("demo", "train a flow map on real handwritten digits, here and now, and judge it", "saltus.recipes.demo", "demo"),
-    Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run"),
+    Command("demo", "learn one-step digits from real data, here and now", "saltus.recipes.demo", "demo"),
+    Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run", True),
     Command("sample", "draw samples from a finished run", "saltus.recipes.finished", "sample"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
     Command("compare", "one table and one plot for several runs", "saltus.recipes.finished", "compare"),
     Command("recipes", "list what can be trained", "saltus.recipes.lists", "recipes"),
     Command("methods", "list every method with its card", "saltus.recipes.lists", "methods"),
-    Command("bench", "hold methods against the exact flow map: saltus bench mixture", "saltus.recipes.bench", "bench"),
+    Command("bench", "hold methods against an exact flow map", "saltus.recipes.bench", "bench", True),
     Command("doctor", "check this machine and the exact identities", "saltus.recipes.doctor", "doctor"),
 )
 
-HELP = """\
+PAGE = """\
 usage: saltus COMMAND [--options]
 
 Flow maps: networks that jump along the trajectories of a flow model, so that one to a few
@@ -71,7 +82,7 @@ saltus COMMAND --help shows a command's options. SALTUS_DEBUG=1, or --debug, sho
 
 def overview() -> str:
     """The page that ``saltus --help`` prints."""
-    return HELP.format(commands="\n".join(f"  {c.name:<10} {c.summary}" for c in COMMANDS))
+    return PAGE.format(commands="\n".join(f"  {c.name:<10} {c.summary}" for c in COMMANDS))
 
 
 def _find(name: str) -> Command:
@@ -84,10 +95,10 @@ def _find(name: str) -> Command:
 
 
 def _dispatch(args: Sequence[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args or args[0] in HELP:
         sys.stdout.write(overview())
         return 0
-    if args[0] in ("-V", "--version"):
+    if args[0] in VERSION:
         from saltus import __version__
 
         sys.stdout.write(f"saltus {__version__}\n")
@@ -95,7 +106,7 @@ def _dispatch(args: Sequence[str]) -> int:
     command = _find(args[0])
     function = command.load()
     rest = list(args[1:])
-    if command.name in ("run", "bench"):  # their first word chooses the signature of the rest
+    if command.nested:
         return int(function(rest) or 0)
     from saltus.recipes.options import parse
 
@@ -111,8 +122,8 @@ def one_line(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module's docstring for the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args or bool(os.environ.get("SALTUS_DEBUG"))
-    args = [a for a in args if a != "--debug"]
+    debug = DEBUG in args or bool(os.environ.get("SALTUS_DEBUG"))
+    args = [a for a in args if a != DEBUG]
     try:
         return _dispatch(args)
     except SystemExit as stop:  # the parser has already said what was wrong
@@ -123,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         if debug:
             raise
         sys.stderr.write(one_line(error) + "\n")

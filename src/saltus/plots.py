@@ -7,10 +7,10 @@ Nothing here changes matplotlib's global state: every figure is built as an obje
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Row", "Series", "density", "heat", "lines", "rows", "scatter", "tiles"]
+
+T = TypeVar("T")
 
 INK, PAPER, FAINT = (34, 34, 40), (255, 255, 255), (120, 120, 130)
 PALETTE = ("#1f5fa8", "#d1495b", "#2a9d72", "#b8860b", "#7b4ea3", "#4d7c8a", "#8c564b", "#5f6368")
@@ -65,8 +67,8 @@ def _font(size: int) -> Any:  # noqa: ANN401 - Pillow returns one of two font cl
 
 
 def _fit(height: int) -> int:
-    """The factor that shows a picture of this height at some 64 pixels or more."""
-    return max(1, round(64 / height))
+    """The factor that shows a picture of this height at some 48 pixels or more."""
+    return max(1, round(48 / height))
 
 
 def _paste(canvas: Image.Image, row: np.ndarray, left: int, top: int, gap: int) -> None:
@@ -107,7 +109,8 @@ def rows(
     left = 26 + max(round(label.getlength(p.label)) for p in parts)
     top = (46 if title else 12) + (26 if columns else 0)
     width = left + max(len(d) for d in drawn) * (wide + gap) + 12
-    canvas = Image.new("RGB", (max(width, round(head.getlength(title)) + 28), top + len(parts) * (high + gap) + 10), PAPER)
+    width = max(width, round(head.getlength(title)) + 28)
+    canvas = Image.new("RGB", (width, top + len(parts) * (high + gap) + 10), PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((14, 12), title, INK, font=head)
     for k, text in enumerate(columns):
@@ -146,6 +149,11 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
+def _panels(figure: Figure, panels: Mapping[str, T]) -> Iterator[tuple[Any, tuple[str, T]]]:
+    """Axes side by side, each with the name and the content of its panel."""
+    return zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
+
+
 def _tidy(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -176,15 +184,16 @@ def scatter(
     drawn from the prior (hollow) to where they end (filled).
     """
     figure = _figure(2.6 * len(panels), 2.95 if title else 2.7)
-    for axes, (name, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (name, points) in _panels(figure, panels):
         xy = points.detach().cpu().numpy()
         axes.scatter(xy[:, 0], xy[:, 1], s=1.6, alpha=0.5, linewidths=0, color=PALETTE[0])
         way = (trajectories or {}).get(name)
         if way is not None:
             w = way.detach().cpu().numpy()
             axes.plot(w[:, :, 0], w[:, :, 1], color=PALETTE[1], linewidth=0.9, alpha=0.85)
-            axes.scatter(w[0, :, 0], w[0, :, 1], s=9, facecolors="white", edgecolors=PALETTE[1], linewidths=0.8, zorder=3)
-            axes.scatter(w[-1, :, 0], w[-1, :, 1], s=9, color=PALETTE[1], linewidths=0, zorder=3)
+            dots = {"s": 9, "edgecolors": PALETTE[1], "linewidths": 0.8, "zorder": 3}
+            axes.scatter(w[0, :, 0], w[0, :, 1], facecolors="white", **dots)
+            axes.scatter(w[-1, :, 0], w[-1, :, 1], facecolors=PALETTE[1], **dots)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
         axes.set_title(name, fontsize=10)
     if title:
@@ -207,11 +216,12 @@ def lines(
     """
     figure = _figure(max(4.6, 3.7 * len(panels)), 3.5)
     seen: dict[str, Any] = {}
-    for axes, (name, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (name, series) in _panels(figure, panels):
         for k, line in enumerate(series):
-            style = {"color": "#8a8a94", "linestyle": "--"} if line.reference else {"color": PALETTE[k % len(PALETTE)]}
-            marker = "o" if doubling and not line.reference else None
-            seen.setdefault(line.label, axes.plot(line.x, line.y, marker=marker, markersize=4, linewidth=1.5, **style)[0])
+            style: dict[str, Any] = {"color": PALETTE[k % len(PALETTE)], "linewidth": 1.5, "markersize": 4}
+            style |= {"color": "#8a8a94", "linestyle": "--"} if line.reference else {}
+            style |= {"marker": "o"} if doubling and not line.reference else {}
+            seen.setdefault(line.label, axes.plot(line.x, line.y, **style)[0])
         if logarithmic and all(y > 0 for line in series for y in line.y):
             _logarithmic(axes)
         if doubling:
@@ -222,19 +232,23 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_title(name, fontsize=10)
         _tidy(axes)
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(4, len(seen)), frameon=False, fontsize=9)
+    legend = figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(4, len(seen)))
+    legend.set_frame_on(False)
     if title:
         figure.suptitle(title, fontsize=11)
     figure.savefig(path)
 
 
-def heat(values: Tensor, times: Tensor, path: Path, title: str, label: str) -> None:
-    """A residual [n, n] over s (upwards) and t (across), both at ``times`` [n]; NaN cells stay blank."""
-    figure = _figure(4.4, 3.8)
-    axes = figure.subplots()
+def heat(panels: Mapping[str, Tensor], times: Tensor, path: Path, title: str) -> None:
+    """Residuals [n, n] side by side, over s (upwards) and t (across), both at ``times`` [n]; NaN cells
+    stay blank. Every panel has its own scale."""
+    figure = _figure(3.5 * len(panels), 3.3)
     ticks = times.detach().cpu().numpy()
-    mesh = axes.pcolormesh(ticks, ticks, values.detach().cpu().numpy(), cmap="magma_r", shading="nearest")
-    figure.colorbar(mesh, ax=axes, label=label)
-    axes.set(xlabel="t", ylabel="s", aspect="equal")
-    axes.set_title(title, fontsize=10)
+    for axes, (name, values) in _panels(figure, panels):
+        cells = values.detach().cpu().numpy()
+        mesh = axes.pcolormesh(ticks, ticks, cells, cmap="magma_r", vmin=0.0, shading="nearest")
+        figure.colorbar(mesh, ax=axes, shrink=0.8)
+        axes.set(xlabel="t", ylabel="s", aspect="equal")
+        axes.set_title(name, fontsize=10)
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path)

@@ -41,10 +41,12 @@ class Table:
 
         out = sys.stdout if stream is None else stream
         console = Console(file=out, width=None if out.isatty() else 118, highlight=False)
-        drawn = Drawn(title=Text(self.title, style="bold") if self.title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        title = Text(self.title, style="bold") if self.title else None
+        drawn = Drawn(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for k, name in enumerate(self.columns):
             words = k == 0 or name in self.left
-            drawn.add_column(Text(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
+            whole = k == 0 or not words
+            drawn.add_column(Text(name), justify="left" if words else "right", no_wrap=whole, overflow="fold")
         for k, row in enumerate(self.rows):
             if k in self.rules:
                 drawn.add_section()

@@ -21,6 +21,9 @@ from typing import Any
 
 __all__ = ["Recipe", "discover", "load"]
 
+CONSTANT = "RECIPE"
+"""What marks a file as a recipe, and holds its summary."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,7 +40,7 @@ class Recipe:
 def _summary(path: Path) -> str | None:
     """The constant RECIPE of a file, read without importing it."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "RECIPE" for t in node.targets):
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [CONSTANT]:
             return str(ast.literal_eval(node.value))
     return None
 
@@ -71,4 +74,5 @@ def load(name: str) -> tuple[Recipe, str | None]:
         return found[system], method or None
     near = difflib.get_close_matches(system, found, n=3, cutoff=0.5) or sorted(found)
     tail = f"-{method}" if method else ""
-    raise ValueError(f"unknown recipe {name!r}; near matches: {', '.join(n + tail for n in near)} (saltus recipes lists all)")
+    hint = ", ".join(n + tail for n in near)
+    raise ValueError(f"unknown recipe {name!r}; near matches: {hint} (saltus recipes lists all)")

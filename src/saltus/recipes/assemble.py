@@ -25,6 +25,10 @@ from saltus.training import EMA, AdamW, Cosine, Fit, Log, Precision, fit, initia
 __all__ = ["Experiment", "assemble", "interpolant_of", "train"]
 
 
+GUIDED = ("guidance", "dropout")
+"""What a method's function takes if it learns the map of a guided velocity."""
+
+
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """Everything that a run needs.
@@ -93,8 +97,14 @@ class Experiment:
 
     def options(self) -> dict[str, object]:
         """What ``options.json`` holds: enough to run again."""
-        groups = {"recipe": self.own, "network": self.network(), "training": asdict(self.training)}
-        return {"recipe": self.system.name, "method": self.method.name, "options": groups, "saltus": __version__}
+        spec = self.spec
+        network = {"backbone": spec.backbone, "size": spec.size, "parametrisation": spec.parametrisation}
+        return {
+            "recipe": self.system.name,
+            "method": self.method.name,
+            "options": {"recipe": self.own, "network": network, "training": asdict(self.training)},
+            "saltus": __version__,
+        }
 
     def meta(self) -> dict[str, object]:
         """What the weights file says of itself: enough to sample."""
@@ -107,34 +117,34 @@ class Experiment:
             "saltus": __version__,
         }
 
-    def network(self) -> dict[str, object]:
-        """The network's options as resolved."""
-        return asdict(Network(self.spec.backbone, self.spec.size, self.spec.parametrisation))
-
 
 def interpolant_of(method: Method, plain: bool) -> Interpolant:
     """The interpolant that a method trains on: its default, or that of its plain form."""
-    if plain and "interpolant" in method.card.plain:
-        return method.card.plain["interpolant"]  # type: ignore[no-any-return]
     parameter = inspect.signature(method.build).parameters.get("interpolant")
-    return Linear() if parameter is None else parameter.default  # type: ignore[no-any-return]
+    usual: Interpolant = Linear() if parameter is None else parameter.default
+    plainly: Interpolant = method.card.plain.get("interpolant", usual)
+    return plainly if plain else usual
 
 
 def _check(method: Method, system: System, training: Training, guidance: float | None) -> None:
     if Need.TEACHER in method.card.needs:
-        raise ValueError(f"method {method.name}: it needs a teacher, which recipes cannot give yet; use it from Python")
+        raise ValueError(f"method {method.name}: expected one that needs no teacher; use it from Python")
     if training.steps < 1 or training.batch < 1 or training.warmup < 0:
         raise ValueError(
-            f"training: expected steps and batch of at least 1 and warmup of at least 0, got steps={training.steps}, "
-            f"batch={training.batch}, warmup={training.warmup}"
+            f"training: expected steps and batch of at least 1 and warmup of at least 0, got "
+            f"steps={training.steps}, batch={training.batch}, warmup={training.warmup}"
         )
     if guidance is None:
         return
     if system.classes is None:
-        raise ValueError(f"guidance {guidance}: it needs labels, but {system.name} has none here; drop --guidance or keep the labels")
+        raise ValueError(
+            f"guidance {guidance:g}: it needs labels, but {system.name} has none here; "
+            "keep the labels or drop --guidance"
+        )
     if not guidance > 1.0:
         raise ValueError(f"guidance: expected a largest strength above 1 (1 is no guidance), got {guidance}")
-    if not {"guidance", "dropout"} <= set(inspect.signature(method.build).parameters):
+    taken = inspect.signature(method.build).parameters
+    if not all(name in taken for name in GUIDED):
         raise ValueError(f"guidance: {method.name} does not learn a guided map; lsd and esd do")
 
 
@@ -167,7 +177,9 @@ def assemble(
     return Experiment(system, found, plain, guidance, spec, training, output, own)
 
 
-def train(experiment: Experiment, folder: Path | None, grid: Callable[[NetworkMap, int], None] | None = None) -> NetworkMap:
+def train(
+    experiment: Experiment, folder: Path | None, grid: Callable[[NetworkMap, int], None] | None = None
+) -> NetworkMap:
     """Train and return the averaged weights as a flow map.
 
     Args:
@@ -178,6 +190,8 @@ def train(experiment: Experiment, folder: Path | None, grid: Callable[[NetworkMa
     t, every = experiment.training, experiment.output.grid_every
     student = experiment.model()
     ema = EMA(student, t.ema)
+    averaged = ema.module
+    assert isinstance(averaged, NetworkMap)
     if folder is not None:
         write_json(folder / OPTIONS, experiment.options())
     console = Console(quiet=experiment.output.quiet, highlight=False)
@@ -187,7 +201,7 @@ def train(experiment: Experiment, folder: Path | None, grid: Callable[[NetworkMa
             log(step)
             done = step.index + 1
             if grid is not None and every and done % every == 0 and done < t.steps:
-                grid(ema.module, done)
+                grid(averaged, done)
     if folder is not None:
-        save_weights(folder / WEIGHTS, {"ema": ema.module, "raw": student}, experiment.meta())
-    return ema.module
+        save_weights(folder / WEIGHTS, {"ema": averaged, "raw": student}, experiment.meta())
+    return averaged

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from saltus.data import Checkerboard
+from saltus.metrics import histogram_kl
 from saltus.recipes.assemble import Experiment, assemble
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import planar
@@ -50,7 +51,7 @@ def checkerboard(
         return SCALE * board(rng)
 
     def divergence(x: Tensor) -> dict[str, float]:
-        return {"KL": histogram_kl(x / SCALE, board.cells(50))}
+        return {"KL": float(histogram_kl(x / SCALE, board.cells(50)).value)}
 
     system = planar("checkerboard", data, sigma_data=1.0, further=divergence, count=64_000)
     return assemble(system, method, plain, network, training, output, {})

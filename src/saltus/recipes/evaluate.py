@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from saltus.interpolants import Interpolant
-from saltus.legs import EULER, HEUN
+from saltus.legs import EULER, HEUN, Tableau
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Sampler
 from saltus.recipes.sampling import draw
@@ -19,12 +20,27 @@ from saltus.recipes.system import Drawn, Judge, asked
 from saltus.report import Table
 from saltus.samplers import integrate, prior
 from saltus.streams import Streams
+from saltus.typing import Condition
 
-__all__ = ["ODE_STEPS", "Measured", "evaluate", "table"]
+__all__ = [
+    "EULERS",
+    "ODE_STEPS",
+    "OWN",
+    "REAL",
+    "SOLVER",
+    "STEPS",
+    "Measured",
+    "evaluate",
+    "samplers",
+    "table",
+]
 
 STEPS = (1, 2, 4, 8)
 """The step counts of every table, where the card allows them."""
+PICTURED = (1, 4)
 ODE_STEPS = 64
+OWN, EULERS, SOLVER, REAL = "own", "euler", "solver", "real"
+"""Groups of rows: the method's sampler, Euler on its velocity, Heun on its velocity, fresh data."""
 NAMES = {Sampler.JUMPS: "jump", Sampler.RENOISE: "re-noised jump", Sampler.ODE: "Euler step"}
 JUDGED = 2**31
 """First index of the streams of an evaluation, far from those of training."""
@@ -36,7 +52,7 @@ class Measured:
 
     Attributes:
         label: in words.
-        group: rows that belong together: the method's sampler, Euler, the ODE, real data.
+        group: OWN, EULERS, SOLVER or REAL.
         steps: of the sampler; 0 for data.
         figures: by name.
         ms: milliseconds an image, None for data.
@@ -47,10 +63,6 @@ class Measured:
     steps: int
     figures: dict[str, float] = field(default_factory=dict)
     ms: float | None = None
-
-    def plain(self) -> dict[str, object]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def _timed(sample: Callable[[], Tensor], n: int) -> tuple[Tensor, float]:
@@ -63,8 +75,48 @@ def _timed(sample: Callable[[], Tensor], n: int) -> tuple[Tensor, float]:
 
 
 def has_velocity(card: Card) -> bool:
-    """Whether training fixed u_{t,t}: for all two-time methods, and for flow matching."""
+    """Whether training fixed u_{t,t}, as every two-time method and flow matching do."""
     return card.two_times or card.sampler is Sampler.ODE
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way to sample a map.
+
+    Attributes:
+        label: in words.
+        group: see :class:`Measured`.
+        steps: how many.
+        sample: draws from the noise that all rows share.
+        pictured: whether pictures show it.
+    """
+
+    label: str
+    group: str
+    steps: int
+    sample: Callable[[], Tensor]
+    pictured: bool
+
+
+def samplers(
+    model: NetworkMap, card: Card, x0: Tensor, cond: Condition | None, rng: Streams, interpolant: Interpolant
+) -> list[Row]:
+    """Every way to sample a map that makes sense: the card's, and where u_{t,t} is learned Euler's and Heun's."""
+    counts = [k for k in STEPS if k in card.steps]
+    name = NAMES[card.sampler]
+    rows = [
+        Row(_count(k, name), OWN, k, partial(draw, model, card, x0, k, cond, rng, interpolant), k in PICTURED)
+        for k in counts
+    ]
+    if not has_velocity(card):
+        return rows
+
+    def solved(k: int, tableau: Tableau) -> Tensor:
+        return integrate(model.velocity, x0, k, tableau, cond)
+
+    if card.sampler is not Sampler.ODE:
+        rows += [Row(_count(k, "Euler step"), EULERS, k, partial(solved, k, EULER), k == 1) for k in counts]
+    return [*rows, Row(f"ODE, {ODE_STEPS} steps", SOLVER, ODE_STEPS, partial(solved, ODE_STEPS, HEUN), True)]
 
 
 @torch.no_grad()
@@ -82,25 +134,11 @@ def evaluate(
         shape: of one sample.
     """
     rng = Streams(seed, index=torch.arange(JUDGED, JUDGED + judge.count))
-    x0, label = prior(rng, shape, interpolant), judge.labels
-    cond = asked(label)
-
-    def line(label_: str, group: str, steps: int, sample: Callable[[], Tensor]) -> Measured:
-        x, ms = _timed(sample, len(x0))
-        return Measured(label_, group, steps, judge(Drawn(x0, x, label)), ms)
-
-    name = NAMES[card.sampler]
-    counts = [k for k in STEPS if k in card.steps]
-    for k in counts:
-        yield line(_count(k, name), card.sampler.value, k, lambda k=k: draw(model, card, x0, k, cond, rng, interpolant))
-    if not has_velocity(card):
-        yield Measured("real data", "real", 0, judge.real())
-        return
-    if card.sampler is not Sampler.ODE:
-        for k in counts:
-            yield line(_count(k, "Euler step"), "euler", k, lambda k=k: integrate(model.velocity, x0, k, EULER, cond))
-    yield line(f"ODE, {ODE_STEPS} steps", "heun", ODE_STEPS, lambda: integrate(model.velocity, x0, ODE_STEPS, HEUN, cond))
-    yield Measured("real data", "real", 0, judge.real())
+    x0 = prior(rng, shape, interpolant)
+    for row in samplers(model, card, x0, asked(judge.labels), rng, interpolant):
+        x, ms = _timed(row.sample, len(x0))
+        yield Measured(row.label, row.group, row.steps, judge.figures(Drawn(x0, x, judge.labels)), ms)
+    yield Measured("real data", REAL, 0, judge.real())
 
 
 def _count(k: int, thing: str) -> str:

@@ -18,12 +18,14 @@ from saltus.methods import Method
 from saltus.methods import load as load_method
 from saltus.plots import Series, lines
 from saltus.recipes.assemble import Experiment, interpolant_of
-from saltus.recipes.evaluate import Measured, table
-from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of, write_json
+from saltus.recipes.evaluate import OWN, Measured
+from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of
 from saltus.recipes.model import ModelSpec
-from saltus.recipes.run import experiment, measure
+from saltus.recipes.options import Flag
+from saltus.recipes.pictures import draw_all
+from saltus.recipes.run import experiment, record, report
 from saltus.recipes.sampling import check_steps, draw
-from saltus.recipes.show import picture, shown
+from saltus.recipes.show import picture, said, shown
 from saltus.recipes.system import asked
 from saltus.report import Cell, Table
 from saltus.samplers import batched, prior
@@ -33,6 +35,7 @@ from saltus.training import load_weights, restore
 
 __all__ = ["Finished", "compare", "evaluate", "open_run", "sample"]
 
+PICTURE, ARRAY = ".png", ".npy"
 RunPath = Annotated[Path, conf.arg(metavar="RUN")]
 
 
@@ -64,7 +67,8 @@ def open_run(run: Path, raw: bool = False) -> Finished:
     restore({name: model}, {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}, path)
     method = load_method(meta["method"])
     interpolant = interpolant_of(method, bool(meta["plain"]))
-    return Finished(model.eval().requires_grad_(False), spec, method, interpolant, f"{meta['recipe']}-{method.name}")
+    recipe = f"{meta['recipe']}-{method.name}"
+    return Finished(model.eval().requires_grad_(False), spec, method, interpolant, recipe)
 
 
 def sample(
@@ -75,8 +79,8 @@ def sample(
     seed: int = 0,
     label: int | None = None,
     w: float | None = None,
-    out: Path | None = None,
-    raw: bool = False,
+    out: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
+    raw: Flag = False,
 ) -> None:
     """Draw samples from a finished run; it needs nothing but the weights.
 
@@ -102,13 +106,13 @@ def sample(
     if count < 1:
         raise ValueError(f"n: expected at least one sample, got {count}")
     path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}.png"
-    if path.suffix not in (".png", ".npy"):
+    if path.suffix not in (PICTURE, ARRAY):
         raise ValueError(f"out {path}: expected a name that ends in .png or .npy")
     if not path.parent.is_dir():
         raise ValueError(f"out {path}: expected an existing folder {path.parent}, found none; make it first")
     labels = _labels(done, label, count)
-    parts = [(_steps(k), _draw(done, k, count, seed, labels, w)) for k in steps]
-    if path.suffix in (".npy",):
+    parts = [(said(k), _draw(done, k, count, seed, labels, w)) for k in steps]
+    if path.suffix == ARRAY:
         np.save(path, torch.stack([x for _, x in parts]).numpy())
     elif len(parts) == 1 and len(done.spec.shape) == 3 and count > shown(done.spec.shape):
         _sheet(parts[0][1]).save(path)
@@ -121,10 +125,6 @@ def _sheet(x: Tensor) -> Any:  # noqa: ANN401
     from saltus.plots import tiles
 
     return tiles(x, columns=max(10, round(len(x) ** 0.5)))
-
-
-def _steps(k: int) -> str:
-    return f"{k} step" if k == 1 else f"{k} steps"
 
 
 def _labels(done: Finished, label: int | None, count: int) -> Tensor | None:
@@ -163,26 +163,25 @@ def again(run: Path) -> tuple[Experiment, NetworkMap]:
 def _saved(run: Path) -> tuple[str, list[Measured]]:
     """The lines of a run's evaluation, measured now if they are not there."""
     if not (run / EVALUATION).is_file():
-        made, model = again(run)
-        found = measure(made, model)
-        write_json(run / EVALUATION, {"run": made.name, "lines": [m.plain() for m in found]})
+        record(*again(run), run)
     saved = read_json(run / EVALUATION, "evaluation")
     try:
         return str(saved["run"]), [Measured(**line) for line in saved["lines"]]
     except (KeyError, TypeError) as wrong:
-        raise ValueError(f"{run / EVALUATION}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
+        where = run / EVALUATION
+        raise ValueError(f"{where}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
 
 
 def evaluate(run: conf.Positional[RunPath]) -> None:
-    """Measure a finished run against the truth, beside plain integration and fresh data.
+    """Measure a finished run against the truth, beside plain integration and fresh data, and draw it.
 
     Args:
         run: Run folder.
     """
     made, model = again(run)
-    found = measure(made, model)
-    write_json(run / EVALUATION, {"run": made.name, "lines": [m.plain() for m in found]})
-    table(found, f"{made.name}, moving average of {made.training.steps:,} steps").show()
+    report(made, record(made, model, run)).show()
+    for path in draw_all(made, model, run):
+        print(f"picture  {path}")
 
 
 def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("comparison.png")) -> None:
@@ -205,10 +204,12 @@ def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("com
     rules, panels = set(), {n: list[Series]() for n in names}
     for run, measured in found.items():
         rules.add(len(rows))
-        own = [m for m in measured if m.group == measured[0].group]
-        rows += [[run if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms] for k, m in enumerate(own)]
+        own = [m for m in measured if m.group == OWN]
+        for k, m in enumerate(own):
+            rows.append([run if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms])
         for n in names:
             panels[n].append(Series(Path(run).name, [m.steps for m in own], [m.figures[n] for m in own]))
-    Table(("run", "sampler", *names, "ms a sample"), rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
+    heads = ("run", "sampler", *names, "ms a sample")
+    Table(heads, rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
     lines(panels, out, "steps", doubling=True)
     print(f"plot  {out}")

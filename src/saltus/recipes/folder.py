@@ -21,7 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION", "METRICS", "OPTIONS", "SAMPLES", "WEIGHTS", "check_free", "fresh", "read_json", "weights_of", "write_json"]
+__all__ = [
+    "EVALUATION",
+    "METRICS",
+    "OPTIONS",
+    "SAMPLES",
+    "WEIGHTS",
+    "check_free",
+    "fresh",
+    "read_json",
+    "weights_of",
+    "write_json",
+]
 
 OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
 SAMPLES, EVALUATION = "samples.png", "evaluation.json"
@@ -30,7 +41,7 @@ SAMPLES, EVALUATION = "samples.png", "evaluation.json"
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise a ValueError unless a run may be written to ``folder``."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run folder {folder}: expected a folder, got a file of that name; choose another with --out")
+        raise ValueError(f"run folder {folder}: expected a folder, got a file; choose another with --out")
     if folder.exists() and not (folder / OPTIONS).exists() and any(folder.iterdir()):
         raise ValueError(
             f"run folder {folder}: expected a new or empty folder or a run, got a folder with other files; "
@@ -41,8 +52,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"run folder {folder}: it holds a finished run already; add --overwrite to replace it, "
             "or choose another with --out"
         )
-    above = next(p for p in (folder, *folder.resolve().parents) if p.is_dir())
-    if not os.access(above, os.W_OK | os.X_OK) or (folder.is_dir() and not os.access(folder.resolve().parent, os.W_OK)):
+    above = next(p for p in folder.resolve().parents if p.is_dir())
+    if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"run folder {folder}: no permission to write in {above}; choose another with --out")
 
 
@@ -92,9 +103,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def weights_of(run: Path) -> Path:
     """The weights of a finished run, or a ValueError that says what is missing."""
-    path = run if run.suffix == ".safetensors" else run / WEIGHTS
+    path = run if run.suffix == Path(WEIGHTS).suffix else run / WEIGHTS
     if not run.exists():
         raise ValueError(f"run {run}: expected a run folder, found nothing there; saltus run makes one")
     if not path.is_file():
-        raise ValueError(f"run {run}: expected {WEIGHTS} in it, found none; the run is unfinished or the path is wrong")
+        raise ValueError(f"run {run}: expected {WEIGHTS} in it, found none; is this a finished run?")
     return path

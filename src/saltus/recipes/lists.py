@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from saltus.methods import Card, discover
+from saltus.methods import Card, Sampler, discover
 from saltus.recipes import discover as discover_recipes
-from saltus.report import Table
+from saltus.report import Cell, Table
 
 __all__ = ["methods", "methods_table", "recipes"]
 
 
-def _steps(card: Card) -> str:
-    return ", ".join(str(k) for k in card.steps)
+def _learns(card: Card) -> str:
+    if card.sampler is Sampler.ODE:
+        return "b_t"
+    return "s ≤ t" if card.two_times else "t = 1"
 
 
 def methods_table() -> Table:
     """Every method with what its card says."""
-    rows = [
+    rows: list[list[Cell]] = [
         [
             m.name,
             m.card.title,
-            m.card.paper,
+            m.card.paper.rpartition(" ")[2],
             ", ".join(sorted(n.value for n in m.card.needs)),
-            m.card.sampler.value,
-            _steps(m.card),
-            "s ≤ t" if m.card.two_times else "t = 1",
-            m.card.evaluations,
+            f"{m.card.sampler.value}: {' '.join(str(k) for k in m.card.steps)}",
+            _learns(m.card),
+            m.card.cost.evaluations,
         ]
         for m in discover().values()
     ]
     return Table(
-        ("method", "title", "paper", "needs", "sampler", "steps", "learns", "evaluations"),
+        ("method", "title", "arXiv", "needs", "sampler: steps", "learns", "calls"),
         rows,
-        note="evaluations: network calls of one training step, in forward passes a row. "
-        "Train one with saltus run RECIPE --method METHOD.",
-        left=frozenset({"title", "paper", "needs", "sampler", "steps", "learns"}),
+        note="learns: the map X_{s,t} for all s ≤ t, that to t = 1, or the velocity b_t alone. "
+        "calls: network evaluations of a training step, a row.\nTrain one with saltus run RECIPE-METHOD.",
+        left=frozenset({"title", "arXiv", "needs", "sampler: steps", "learns"}),
     )
 
 
-def methods(markdown: bool = False) -> None:
-    """List every method with its card: what it needs and how it may be sampled.
-
-    Args:
-        markdown: print GitHub-flavoured Markdown.
-    """
-    table = methods_table()
-    if markdown:
-        print(table.markdown())
-    else:
-        table.show()
+def methods() -> None:
+    """List every method with its card: its paper, what it needs and how it may be sampled."""
+    methods_table().show()
 
 
 def recipes() -> None:

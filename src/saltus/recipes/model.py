@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from torch.nn import Module
 
@@ -35,7 +36,7 @@ class ModelSpec:
         guidance: whether the strength of guidance is an input of the network.
 
     >>> spec = ModelSpec(shape=(2,))
-    >>> ModelSpec.from_plain(spec.plain()) == spec
+    >>> ModelSpec.from_plain({**spec.plain(), "shape": [2]}) == spec
     True
     """
 
@@ -52,9 +53,8 @@ class ModelSpec:
         """The flow map, with initial weights from PyTorch's global generator."""
         network = nn.build(self.backbone, self.size, self.shape, self.classes, self.heads, self.guidance)
         if self.parametrisation not in PARAMETRISATIONS:
-            raise ValueError(
-                f"parametrisation: expected one of {', '.join(PARAMETRISATIONS)}, got {self.parametrisation!r}"
-            )
+            known = ", ".join(PARAMETRISATIONS)
+            raise ValueError(f"parametrisation: expected one of {known}, got {self.parametrisation!r}")
         return PARAMETRISATIONS[self.parametrisation](network, self.sigma_data)
 
     def plain(self) -> dict[str, object]:
@@ -65,9 +65,10 @@ class ModelSpec:
     def from_plain(cls, value: object) -> ModelSpec:
         """The inverse of :meth:`plain`; a ValueError names what does not fit."""
         known = {f.name for f in fields(cls)}
-        if not isinstance(value, dict) or set(value) - known or "shape" not in value:
+        if not isinstance(value, dict) or set(value) - known or not isinstance(value.get("shape"), list):
             raise ValueError(
-                f"construction options: expected the fields {', '.join(sorted(known))}, got {str(value)[:80]}; "
-                "the weights were not written by this version of saltus"
+                f"construction options: expected the fields {', '.join(sorted(known))}, "
+                f"got {str(value)[:80]}; the weights were not written by this version of saltus"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        fits: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**fits)

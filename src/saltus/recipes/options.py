@@ -9,20 +9,33 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 __all__ = ["Network", "Output", "Training", "as_arguments", "parse"]
+
+
+HELP = ("-h", "--help")
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A switch without an opposite."""
+
+
+Backbone = Literal["mlp", "residual-mlp", "unet", "dit"]
+Size = Literal["tiny", "small", "base", "large"]
+Parametrisation = Literal["average", "trigonometric", "edm"]
 
 
 @dataclass(frozen=True)
 class Network:
     """The network."""
 
-    backbone: Literal["mlp", "residual-mlp", "unet", "dit"] = "mlp"
+    backbone: Backbone = "mlp"
     """Architecture."""
-    size: Literal["tiny", "small", "base", "large"] = "small"
+    size: Size = "small"
     """Width and depth by name."""
-    parametrisation: Literal["average", "trigonometric", "edm"] | None = None
+    parametrisation: Parametrisation | None = None
     """What its output means; None takes what the method asks for."""
 
 
@@ -54,15 +67,15 @@ class Training:
 class Output:
     """Where results go."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run folder; by default runs/SYSTEM-METHOD."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace a finished run in that folder."""
     grid_every: int = 0
     """Draw a sample picture every so many steps, besides the last one; 0 never."""
-    quiet: bool = False
+    quiet: Flag = False
     """No progress and no table, only errors."""
-    dry_run: bool = False
+    dry_run: Flag = False
     """Say what would run, how large it is and about how long it takes; write nothing."""
 
 
@@ -90,8 +103,6 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any: 
 
     A mistake is told and ends in SystemExit(2).
     """
-    import tyro
-
     page = (inspect.getdoc(function) or "").split("\nArgs:")[0].rstrip()
     config = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(function, prog=prog, args=list(args), description=page, config=config)

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from saltus.data import from_density
 from saltus.exact import reference_map
-from saltus.metrics import energy_distance, sliced_wasserstein
-from saltus.recipes.system import Drawn, System
+from saltus.metrics import energy_distance, rmse, sliced_wasserstein
+from saltus.recipes.system import Drawn, Judge, System
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
 from saltus.typing import Velocity
 
-__all__ = ["PlanarJudge", "planar"]
+__all__ = ["PlanarTruth", "planar"]
 
 REAL = 2**40
 """First index of the streams of fresh data, far from those of training and of noise."""
 
 
+MOST_PAIRS = 10_000
+"""Samples up to which the energy distance is measured: it takes all pairs."""
+
+
 @dataclass(frozen=True, eq=False)
-class PlanarJudge:
+class PlanarTruth:
     """Distances between samples and fresh data, and to where the exact map sends their noise.
 
     Attributes:
@@ -31,28 +35,32 @@ class PlanarJudge:
         count: of samples.
         velocity: the exact one, or None where no closed form is at hand.
         further: other figures of samples [n, 2], or None.
+        kept: the last noise and where the exact map sends it.
     """
 
     data: Callable[[Streams], Tensor]
     count: int
     velocity: Velocity | None = None
     further: Callable[[Tensor], dict[str, float]] | None = None
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    @property
-    def labels(self) -> Tensor | None:
-        """No labels: the density is learned as a whole."""
-        return None
-
-    def __call__(self, drawn: Drawn) -> dict[str, float]:
+    def figures(self, drawn: Drawn) -> dict[str, float]:
+        """The map error, where the exact map is known, and the distances to fresh data."""
         return self.map_error(drawn) | self._distances(drawn.x)
 
     def map_error(self, drawn: Drawn) -> dict[str, float]:
         """The root of the mean squared distance to X_{0,1}(x0), summed over dimensions."""
         if self.velocity is None:
             return {}
-        s = full_like_rows(0.0, drawn.x0)
-        truth = reference_map(self.velocity, drawn.x0, s, torch.ones_like(s), tolerance=1e-7)
-        return {"map RMSE": float((drawn.x - truth).square().sum(dim=1).mean().sqrt())}
+        return {"map RMSE": float(rmse(drawn.x, self._sent(drawn.x0)))}
+
+    def _sent(self, x0: Tensor) -> Tensor:
+        """X_{0,1}(x0) by the reference solver, kept for the next sampler with the same noise."""
+        assert self.velocity is not None
+        if not self.kept or self.kept[0][0] is not x0:
+            s = full_like_rows(0.0, x0)
+            self.kept[:] = [(x0, reference_map(self.velocity, x0, s, torch.ones_like(s), tolerance=1e-8))]
+        return self.kept[0][1]
 
     def real(self) -> dict[str, float]:
         """Distances between two sets of fresh data."""
@@ -63,7 +71,11 @@ class PlanarJudge:
         return self.data(Streams(0, index=torch.arange(start, start + self.count)))
 
     def _distances(self, x: Tensor) -> dict[str, float]:
-        raise NotImplementedError
+        y = self._fresh(0)
+        figures = {"sliced W2": float(sliced_wasserstein(x, y))}
+        if len(x) <= MOST_PAIRS:
+            figures["energy"] = float(energy_distance(x, y))
+        return figures | (self.further(x) if self.further is not None else {})
 
 
 def planar(
@@ -84,11 +96,16 @@ def planar(
         further: other figures of samples, if any.
         count: of samples in an evaluation.
     """
+
+    def judge() -> Judge:
+        truth = PlanarTruth(data, count, velocity, further)
+        return Judge(count, None, truth.figures, truth.real)
+
     return System(
         name,
         shape=(2,),
         sigma_data=sigma_data,
         classes=None,
         source=from_density(data),
-        judge=lambda: PlanarJudge(data, count, velocity, further),
+        judge=judge,
     )

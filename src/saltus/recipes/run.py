@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,16 +17,16 @@ from saltus.methods import load as load_method
 from saltus.nn import parameter_count
 from saltus.recipes import Recipe, discover, load
 from saltus.recipes.assemble import Experiment, train
-from saltus.recipes.evaluate import STEPS, Measured, evaluate, table
+from saltus.recipes.evaluate import Measured, evaluate, samplers, table
 from saltus.recipes.folder import EVALUATION, SAMPLES, check_free, fresh, read_json, write_json
-from saltus.recipes.options import as_arguments, parse
-from saltus.recipes.sampling import draw
+from saltus.recipes.options import HELP, as_arguments, parse
 from saltus.recipes.show import picture, shown
 from saltus.recipes.system import asked
+from saltus.report import Table
 from saltus.samplers import prior
 from saltus.streams import Streams
 
-__all__ = ["execute", "experiment", "preview", "run"]
+__all__ = ["execute", "experiment", "preview", "record", "report", "run"]
 
 USAGE = """\
 usage: saltus run RECIPE [--options]
@@ -73,14 +74,14 @@ def _target(name: str) -> tuple[Recipe, str | None, list[str]]:
     saved = read_json(Path(name), "saved options")
     groups = saved.get("options")
     if not isinstance(saved.get("recipe"), str) or not isinstance(groups, dict):
-        raise ValueError(f"saved options: expected the keys recipe, method and options in {name}; not from saltus run")
+        raise ValueError(f"saved options: expected the keys recipe, method and options in {name}")
     recipe, _ = load(saved["recipe"])
     return recipe, str(saved.get("method")), as_arguments(groups)
 
 
 def run(args: Sequence[str]) -> int:
     """The command: RECIPE and its options."""
-    if not args or args[0] in ("-h", "--help"):
+    if not args or args[0] in HELP:
         sys.stdout.write(usage())
         return 0
     made = experiment(args[0], args[1:])
@@ -103,13 +104,16 @@ def preview(made: Experiment) -> None:
         next(steps)
     each = (time.perf_counter() - begin) / max(rounds, 1)
     cost = made.method.card.cost.evaluations
-    said = made.spec
+    spec = made.spec
     print(f"would train {made.name} into {made.folder}/ (nothing is written now)")
-    print(f"  network      {said.backbone} {said.size}, {parameter_count(student):,} parameters, {said.parametrisation}")
+    size = f"{parameter_count(student):,} parameters"
+    print(f"  network      {spec.backbone} {spec.size}, {size}, its output: {spec.parametrisation}")
     print(f"  method       {made.method.card.title}: {made.method.card.paper}")
-    print(f"  steps        {made.training.steps:,} of {made.training.batch} rows, {cost:g} network evaluations a row")
+    rows = f"{made.training.steps:,} of {made.training.batch} rows"
+    print(f"  steps        {rows}, {cost:g} network evaluations a row")
     print(f"  precision    {steps.players[0].loss.precision.value}, {torch.get_num_threads()} threads")
-    print(f"  time         about {clock(each * made.training.steps)} here ({1e3 * each:.1f} ms a step, measured now)")
+    whole = clock(each * made.training.steps)
+    print(f"  time         about {whole} here ({1e3 * each:.1f} ms a step, measured now)")
 
 
 def clock(seconds: float) -> str:
@@ -125,21 +129,17 @@ def clock(seconds: float) -> str:
 
 
 def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
-    """Draw a picture of samples at the card's step counts, from the same noise."""
+    """Draw a picture of samples from the same noise: the method's own, and plain integration's beside them."""
     card, n = made.method.card, shown(made.system.shape)
     rng = Streams(made.training.seed, index=torch.arange(n))
     x0 = prior(rng, made.system.shape, made.interpolant)
     labels = None if made.system.classes is None else torch.arange(n) % made.system.classes
-    parts = [
-        (f"{k} step" if k == 1 else f"{k} steps", draw(model, card, x0, k, asked(labels), rng, made.interpolant))
-        for k in STEPS
-        if k in card.steps
-    ]
-    picture(made.name, parts, labels).save(path)
+    rows = samplers(model, card, x0, asked(labels), rng, made.interpolant)
+    picture(made.name, [(row.label, row.sample()) for row in rows if row.pictured], labels).save(path)
 
 
 def execute(made: Experiment) -> list[Measured]:
-    """Train, draw, measure and save; the folder appears when all of it is done."""
+    """Train, draw, save and measure; the folder appears when the weights are in it."""
     with fresh(made.folder, made.output.overwrite) as folder:
 
         def grid(model: NetworkMap, step: int) -> None:
@@ -147,17 +147,22 @@ def execute(made: Experiment) -> list[Measured]:
 
         model = train(made, folder, grid)
         show_samples(made, model, folder / SAMPLES)
-        lines = measure(made, model)
-        write_json(folder / EVALUATION, {"run": made.name, "lines": [m.plain() for m in lines]})
+    lines = record(made, model, made.folder)
     if not made.output.quiet:
-        table(lines, f"{made.name}: {made.training.steps:,} steps, evaluated on the moving average").show()
+        report(made, lines).show()
         print(f"run      {made.folder}/")
         print(f"picture  {made.folder / SAMPLES}")
     return lines
 
 
-def measure(made: Experiment, model: NetworkMap) -> list[Measured]:
-    """All lines of the evaluation."""
-    return list(
-        evaluate(model, made.method.card, made.interpolant, made.system.judge(), made.training.seed, made.system.shape)
-    )
+def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
+    """Measure, and write the figures into the run folder."""
+    judge, seed = made.system.judge(), made.training.seed
+    lines = list(evaluate(model, made.method.card, made.interpolant, judge, seed, made.system.shape))
+    write_json(folder / EVALUATION, {"run": made.name, "lines": [asdict(m) for m in lines]})
+    return lines
+
+
+def report(made: Experiment, lines: Sequence[Measured]) -> Table:
+    """The figures of a run as a table."""
+    return table(lines, f"{made.name} after {made.training.steps:,} steps (moving average of the weights)")

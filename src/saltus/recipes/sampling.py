@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -15,23 +13,6 @@ from saltus.streams import Streams
 from saltus.typing import Condition, FlowMap
 
 __all__ = ["check_steps", "draw"]
-
-Draw = Callable[[FlowMap, Tensor, int, Condition | None, Streams, Interpolant], Tensor]
-
-
-def _ode(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, _: Interpolant) -> Tensor:
-    return integrate(X.velocity, x, k, EULER, cond)
-
-
-def _jumps(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, _: Interpolant) -> Tensor:
-    return jumps(X, x, k, cond)
-
-
-def _renoise(X: FlowMap, x: Tensor, k: int, cond: Condition | None, rng: Streams, path: Interpolant) -> Tensor:
-    return renoise(X, x, k, rng, path, cond=cond)
-
-
-SAMPLERS: dict[Sampler, Draw] = {Sampler.ODE: _ode, Sampler.JUMPS: _jumps, Sampler.RENOISE: _renoise}
 
 
 def check_steps(card: Card, name: str, steps: int) -> None:
@@ -63,4 +44,9 @@ def draw(
         rng: the rows' streams, for samplers that add noise.
         interpolant: the method's.
     """
-    return SAMPLERS[card.sampler](model, x, steps, cond, rng, interpolant)
+    samplers = {
+        Sampler.ODE: lambda: integrate(model.velocity, x, steps, EULER, cond),
+        Sampler.JUMPS: lambda: jumps(model, x, steps, cond),
+        Sampler.RENOISE: lambda: renoise(model, x, steps, interpolant, rng, cond=cond),
+    }
+    return samplers[card.sampler]()

@@ -10,12 +10,21 @@ from torch import Tensor
 
 from saltus.plots import Row, density, rows
 
-__all__ = ["picture", "shown"]
+__all__ = ["picture", "said", "shown"]
+
+
+def said(k: int) -> str:
+    """A number of steps in words.
+
+    >>> said(1), said(4)
+    ('1 step', '4 steps')
+    """
+    return f"{k} step" if k == 1 else f"{k} steps"
 
 
 def shown(shape: tuple[int, ...]) -> int:
     """How many samples of this shape one row, or one density, of a picture takes."""
-    return 10 if len(shape) == 3 else 20_000
+    return 20 if len(shape) == 3 else 20_000
 
 
 def picture(title: str, parts: Sequence[tuple[str, Tensor]], labels: Tensor | None = None) -> Image.Image:
@@ -34,7 +43,7 @@ def picture(title: str, parts: Sequence[tuple[str, Tensor]], labels: Tensor | No
         heads = () if labels is None else [str(k) for k in labels.tolist()]
         return rows([Row(name, x) for name, x in parts], title, heads)
     if tuple(shape) != (2,):
-        raise ValueError(f"picture: expected samples [n, C, H, W] or [n, 2], got [n, {', '.join(map(str, shape))}]")
+        raise ValueError(f"picture: expected samples [n, C, H, W] or [n, 2], got {list(parts[0][1].shape)}")
     points = torch.cat([x for _, x in parts]).abs()
     reach = 1.1 * float(points.quantile(0.999) if points.numel() < 1 << 24 else points.max())
     panels = torch.stack([density(x, reach) for _, x in parts])

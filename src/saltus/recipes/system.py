@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -29,24 +28,21 @@ class Drawn:
     label: Tensor | None = None
 
 
-class Judge(Protocol):
-    """Figures of samples, by name."""
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """How samples are judged.
 
-    @property
-    def count(self) -> int:
-        """How many samples a judgement takes."""
-        ...
+    Attributes:
+        count: how many samples a judgement takes.
+        labels: the classes to ask for, int64 [count], or None.
+        figures: of samples, by name.
+        real: the same figures for fresh data in place of samples: what perfection scores.
+    """
 
-    @property
-    def labels(self) -> Tensor | None:
-        """The classes to ask for, int64 [count], or None."""
-        ...
-
-    def __call__(self, drawn: Drawn) -> dict[str, float]: ...
-
-    def real(self) -> dict[str, float]:
-        """The same figures for fresh data in place of samples: what perfection scores."""
-        ...
+    count: int
+    labels: Tensor | None
+    figures: Callable[[Drawn], dict[str, float]]
+    real: Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)

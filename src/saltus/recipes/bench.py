@@ -1,0 +1,178 @@
+"""``saltus bench mixture``: every method against the exact flow map, at one budget."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saltus.methods import discover, load
+from saltus.recipes.assemble import Experiment, assemble, train
+from saltus.recipes.mixture import system
+from saltus.recipes.options import HELP, Flag, Network, Output, Training, parse
+from saltus.recipes.sampling import draw
+from saltus.recipes.system import Drawn
+from saltus.report import Cell, Table, figure
+from saltus.samplers import prior
+from saltus.streams import Streams
+
+__all__ = ["bench", "mixture"]
+
+COUNTS = (1, 2, 4)
+FULL, QUICK = 2500, 300
+"""Steps that the cards' two thresholds refer to."""
+NOISE = 2**31
+"""First index of the evaluation's streams."""
+
+USAGE = """\
+usage: saltus bench mixture [--options]
+
+Trains methods on the reference mixture at the reference budget and holds their maps against the exact
+one. Every (method, seed) is a line of the results file; what is there already is not trained again,
+so an interrupted bench goes on where it was.
+
+examples:
+  saltus bench mixture --methods lsd mean_flow --seeds 0 1 2
+  saltus bench mixture --steps 300 --seeds 0 --out runs/quick.jsonl
+"""
+
+
+def bench(args: Sequence[str]) -> int:
+    """The command: the problem's name and its options."""
+    if not args or args[0] in HELP:
+        sys.stdout.write(USAGE)
+        return 0
+    problems = {"mixture": mixture}
+    if args[0] not in problems:
+        raise ValueError(f"unknown bench {args[0]!r}; near matches: {', '.join(problems)}")
+    return int(parse(problems[args[0]], f"saltus bench {args[0]}", args[1:]))
+
+
+def mixture(
+    methods: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int = FULL,
+    batch: int = 512,
+    out: Path = Path("runs/bench-mixture.jsonl"),
+    markdown: Flag = False,
+) -> int:
+    """Hold methods against the exact flow map of the reference mixture.
+
+    The figures are the root of the mean squared distance to where the exact map sends the same noise
+    and the sliced Wasserstein distance to fresh data, of 4,096 samples by the method's own sampler,
+    for the last weights of a three-layer network of width 128: the mean over the seeds, and in
+    brackets half their range. Methods take their plain form: squared error, no clipping. The exit
+    status is 1 if a mean is above its method's threshold at the full budget.
+
+    Args:
+        methods: Which; all by default.
+        seeds: One training each.
+        steps: Optimiser steps.
+        batch: Rows of data in a step.
+        out: The results, one JSON line for each method and seed; read first.
+        markdown: Print the table as GitHub-flavoured Markdown.
+    """
+    names = [load(n).name for n in methods] or list(discover())
+    known = _read(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for seed in seeds:
+            if (name, seed, steps, batch) not in known:
+                row = measure(name, seed, steps, batch)
+                known[name, seed, steps, batch] = row
+                _append(out, row)
+                error = figure(row["rmse"]["1"])
+                print(f"{name}, seed {seed}: map RMSE {error} at one step, trained in {row['seconds']:.0f} s")
+    rows = [[known[name, seed, steps, batch] for seed in seeds] for name in names]
+    shown = _table(names, rows, steps, batch)
+    print(shown.markdown()) if markdown else shown.show()
+    return int(any(_verdict(name, found, steps) is False for name, found in zip(names, rows, strict=True)))
+
+
+def measure(name: str, seed: int, steps: int, batch: int) -> dict[str, Any]:
+    """Train one method with one seed and measure its map."""
+    training = Training(steps=steps, batch=batch, seed=seed, ema=0.0)
+    made = assemble(system(), name, True, Network(), training, Output(quiet=True), {})
+    begin = time.perf_counter()
+    model = train(made, None)
+    seconds = time.perf_counter() - begin
+    found = {k: _figures(made, model, k) for k in COUNTS if k in made.method.card.steps}
+    return {
+        "method": name,
+        "seed": seed,
+        "steps": steps,
+        "batch": batch,
+        "rmse": {str(k): f["map RMSE"] for k, f in found.items()},
+        "sw": {str(k): f["sliced W2"] for k, f in found.items()},
+        "seconds": seconds,
+        "torch": torch.__version__,
+    }
+
+
+def _figures(made: Experiment, model: Any, k: int) -> dict[str, float]:  # noqa: ANN401
+    judge = made.system.judge()
+    rng = Streams(0, index=torch.arange(NOISE, NOISE + judge.count))
+    x0 = prior(rng, made.system.shape, made.interpolant)
+    return judge.figures(Drawn(x0, draw(model, made.method.card, x0, k, None, rng, made.interpolant)))
+
+
+def _read(path: Path) -> dict[tuple[str, int, int, int], dict[str, Any]]:
+    """The results that are there; a line cut short by an interruption is passed over."""
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            found[row["method"], row["seed"], row["steps"], row["batch"]] = row
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line, after ending one that an interruption cut short."""
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("" if whole else "\n") + json.dumps(row) + "\n")
+
+
+def _limit(name: str, steps: int) -> float | None:
+    """The method's threshold for this budget, None where there is none."""
+    card = load(name).card
+    return card.threshold if steps >= FULL else card.quick_threshold if steps == QUICK else None
+
+
+def _verdict(name: str, rows: Sequence[dict[str, Any]], steps: int) -> bool | None:
+    """Whether the mean one-step error is within the method's threshold for this budget, None without one."""
+    limit = _limit(name, steps)
+    return None if limit is None else statistics.fmean(r["rmse"]["1"] for r in rows) <= limit
+
+
+def _spread(values: Sequence[float | None]) -> str | None:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return None
+    mean = figure(statistics.fmean(known))
+    return f"{mean} ({figure((max(known) - min(known)) / 2)})" if len(known) > 1 else mean
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[dict[str, Any]]], steps: int, batch: int) -> Table:
+    cells: list[list[Cell]] = []
+    for name, found in zip(names, rows, strict=True):
+        ok = _verdict(name, found, steps)
+        figures = [_spread([r[kind].get(str(k)) for r in found]) for kind in ("rmse", "sw") for k in COUNTS]
+        verdict = None if ok is None else "holds" if ok else "MISSED"
+        seconds = statistics.fmean(r["seconds"] for r in found)
+        cells.append([name, *figures, _limit(name, steps), verdict, seconds])
+    heads = ("method", *(f"RMSE {k}" for k in COUNTS), *(f"SW {k}" for k in COUNTS), "at most", "", "seconds")
+    seeds = len(rows[0])
+    title = f"Reference mixture, {steps:,} steps of batch {batch}, {seeds} seed{'s' * (seeds > 1)}"
+    note = "RMSE and SW (sliced Wasserstein) at 1, 2 and 4 steps: mean over seeds (half the range)."
+    return Table(heads, cells, title, note)
