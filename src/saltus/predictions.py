@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saltus.interpolants import Coefficients, Interpolant
-from saltus.tensors import like
+from saltus.tensors import like, sg, upcast
 from saltus.typing import Condition, Velocity
 
 __all__ = ["Converted", "Prediction", "Reinterpolated", "convert", "matching_time"]
@@ -70,7 +70,7 @@ def convert(
     determinant = c.alpha * q - c.beta * p
     of_x = (p_new * q - q_new * p) / determinant
     of_value = (q_new * c.alpha - p_new * c.beta) / determinant
-    return like(of_x, x) * x + like(of_value, x) * value
+    return (like(of_x, x) * x + like(of_value, x) * value).to(upcast(x).dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,8 @@ def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: i
     """The time of ``other`` with the signal-to-noise ratio that ``given`` has at t.
 
     Solves beta'(tau) alpha(t) = alpha'(tau) beta(t) by bisection in float64, division-free, so that
-    the ends 0 and 1 are found too. [B] -> [B], in t's dtype.
+    the ends 0 and 1 are found too; a ratio that ``other`` never has gives its nearer end. [B] -> [B], in
+    t's dtype, differentiable once in t.
     """
     c = given(t.double())
     low, high = torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
@@ -103,7 +104,11 @@ def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: i
         m = other(middle)
         too_clean = m.beta * c.alpha > m.alpha * c.beta
         low, high = torch.where(too_clean, low, middle), torch.where(too_clean, middle, high)
-    return (0.5 * (low + high)).to(t)
+    tau = 0.5 * (low + high)
+    # bisection has no derivative: this adds that of the implicit function, and the value 0
+    m = other(tau)
+    gap, slope = m.beta * c.alpha - m.alpha * c.beta, m.dbeta * c.alpha - m.dalpha * c.beta
+    return (tau - (gap - sg(gap)) / sg(slope)).to(t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +127,12 @@ class Reinterpolated:
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         tau = matching_time(t, self.wanted, self.given)
         ours, theirs = self.wanted(t), self.given(tau)
-        # the larger coefficient of the two is the safe divisor at either end
-        scale = torch.where(ours.alpha > ours.beta, theirs.alpha / ours.alpha, theirs.beta / ours.beta)
-        y = like(scale, x) * x
+        # (alpha', beta') at tau is a multiple of (alpha, beta) at t, so this is the ratio of either, safely
+        scale = torch.sqrt(
+            (theirs.alpha.square() + theirs.beta.square()) / (ours.alpha.square() + ours.beta.square())
+        )
+        y = (like(scale, x) * x).to(x.dtype)
         b = self.velocity(y, tau, cond)
         x0 = convert(b, y, tau, self.given, Prediction.VELOCITY, Prediction.X0)
         x1 = convert(b, y, tau, self.given, Prediction.VELOCITY, Prediction.X1)
-        return like(ours.dalpha, x) * x0 + like(ours.dbeta, x) * x1
+        return (like(ours.dalpha, x) * x0 + like(ours.dbeta, x) * x1).to(upcast(x).dtype)
