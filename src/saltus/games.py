@@ -66,7 +66,7 @@ class Game:
 
 @dataclass(frozen=True, eq=False)
 class Follow:
-    """target <- decay * target + (1 - decay) * source, parameters and buffers alike."""
+    """target <- decay * target + (1 - decay) * source for parameters; buffers are copied."""
 
     target: nn.Module
     source: nn.Module
