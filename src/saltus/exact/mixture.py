@@ -158,10 +158,13 @@ class Mixture:
             return table[:1].expand(x.shape[0], -1)
         if self.labels is None:
             raise ValueError("cond: got class labels, but the mixture has none; give Mixture(labels=...)")
-        label = cond.label + 1 if cond.null is None else torch.where(cond.null, 0, cond.label + 1)
-        known = (label >= 0) & (label < table.shape[0])
-        rows = table[torch.where(known, label, 0)]
-        if not bool((known & torch.isfinite(rows).any(dim=1)).all()):
+        asked = cond.label if cond.null is None else cond.label.masked_fill(cond.null, 0)
+        known = (asked >= 0) & (asked < table.shape[0] - 1)
+        rows = table[torch.where(known, asked + 1, 0)]
+        known = known & torch.isfinite(rows).any(dim=1)
+        if cond.null is not None:
+            known, rows = known | cond.null, torch.where(cond.null.unsqueeze(1), table[0], rows)
+        if not bool(known.all()):
             raise ValueError(
                 f"cond.label: expected labels in {sorted(set(self.labels.tolist()))}, got "
                 f"{sorted(set(cond.label.tolist()))}"
