@@ -36,7 +36,7 @@ class Recorded:
 
 
 def test_strength_0_is_unconditional_1_conditional_and_the_rest_a_line() -> None:
-    assert float((OWN - FREE).norm(dim=1).min()) > 1e-3, "the branches differ, so the test can fail"
+    assert int(((OWN - FREE).norm(dim=1) > 0.5).sum()) >= 5, "the branches differ, so the test can fail"
     assert torch.allclose(CFG(MIXTURE, 0.0)(X, T, COND), FREE, atol=1e-13)
     assert torch.allclose(CFG(MIXTURE, 1.0)(X, T, COND), OWN, atol=1e-13)
     for w in (-0.5, 2.5, 7.0):
