@@ -198,7 +198,6 @@ _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     F.glu: _glu,
-    Tensor.unflatten: torch.unflatten,  # the method cannot be traced under a mode by torch.compile
 }
 
 
@@ -213,6 +212,8 @@ class _Primitive(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
+        if func is Tensor.unflatten:  # torch.compile traces the function under a mode, not the method
+            func = torch.unflatten
         return _FORMULAS.get(func, func)(*args, **(kwargs or {}))
 
 

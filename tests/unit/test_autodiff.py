@@ -211,12 +211,13 @@ def test_safe_mode_ends_with_the_derivative() -> None:
     assert F.layer_norm in calls and torch.rsqrt not in calls
 
 
-@pytest.mark.parametrize("how", [TwoPass(), FiniteDifference(eps=1e-3)], ids=str)
-def test_other_ways_compile_whole(how: Derivative) -> None:
+@pytest.mark.parametrize("how", [Forward(), TwoPass(), FiniteDifference(eps=1e-3)], ids=str)
+def test_every_way_compiles_whole(how: Derivative) -> None:
     class Loss(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh()).double()
+            fold = nn.Unflatten(1, (2, 4))
+            self.net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), fold, nn.Tanh()).double()
 
         def forward(self, x: Tensor, v: Tensor) -> Tensor:
             value, tangent = derivative(self.net, (x,), (v,), how)

@@ -106,6 +106,15 @@ def test_reference_network() -> None:
     assert parameter_count(net) == 2 * (128 * 128 + 128) + (128 * 2 + 2)
 
 
+def test_plain_network_sees_the_start_and_the_length_of_a_jump() -> None:
+    net, seen = MLP((2,), guidance=True), []
+    net.blocks[0].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    x, s, t, w = torch.randn(3, 2), torch.rand(3), torch.rand(3), torch.rand(3)
+    net(x, s, t, Condition(w=w))
+    parts = [x, small_features(s), small_features(t - s), small_features(torch.asinh(w - 1.0) / 4.0)]
+    assert torch.equal(seen[0], torch.cat(parts, -1))
+
+
 def test_bad_construction_is_named() -> None:
     with pytest.raises(ValueError, match="network: expected one of mlp, .* got 'unte'; did you mean 'unet'"):
         build("unte", "tiny", (1, 8, 8))
