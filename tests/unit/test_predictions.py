@@ -38,7 +38,8 @@ def states(interpolant: Interpolant, t: Tensor) -> Tensor:
     rng = Streams(0, index=torch.arange(len(t)), dtype=torch.float64)
     c = interpolant(t)
     x1 = MEAN + rng.normal("x1", 2) @ torch.linalg.cholesky(COV).T
-    return c.alpha[:, None] * rng.normal("x0", 2) + c.beta[:, None] * x1
+    x: Tensor = c.alpha[:, None] * rng.normal("x0", 2) + c.beta[:, None] * x1
+    return x
 
 
 @every

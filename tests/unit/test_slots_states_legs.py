@@ -122,7 +122,8 @@ def test_data_states_lie_on_the_path_of_their_pairs() -> None:
 
 def test_prior_states_need_no_data_and_have_no_velocity() -> None:
     start = torch.zeros(N, dtype=torch.float64)
-    for interpolant, alpha in [(Linear(), 1.0), (VE(), 80.0)]:
+    cases: list[tuple[Interpolant, float]] = [(Linear(), 1.0), (VE(), 80.0)]
+    for interpolant, alpha in cases:
         state = PriorStates()(Batch(X0), interpolant, start, None)
         assert torch.allclose(state.x, alpha * X0, rtol=1e-14)
         assert state.velocity is None and state.x0 is None and state.x1 is None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saltus.weights import (
     AdaptivePower,
+    InStates,
     LearnedLogVariance,
     PseudoHuber,
     Scaled,
@@ -17,7 +18,6 @@ from saltus.weights import (
     Squared,
     TangentNormalised,
     Weight,
-    in_states,
 )
 
 ERROR = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3.0
@@ -83,17 +83,25 @@ def test_tangent_normalised_bounds_the_gradient() -> None:
 
 
 def test_scaled_multiplies_the_error_then_the_loss() -> None:
-    weight = Scaled(PseudoHuber(0.3), scale=in_states, factor=lambda span: 1.0 / (span.t - span.s))
     assert SPAN.d is not None
-    value, grad = value_and_gradient(weight)
     d, gap = SPAN.d, SPAN.t - SPAN.s
+    weight = Scaled(PseudoHuber(0.3), lambda span: d, lambda span: 1.0 / (span.t - span.s))
+    value, grad = value_and_gradient(weight)
     root = torch.sqrt(d**2 * SQUARE + 0.09)
     assert torch.allclose(value, (root - 0.3) / gap, rtol=1e-13)
     assert torch.allclose(grad, rows(d**2 / root / gap) * ERROR, rtol=1e-13)
     plain, _ = value_and_gradient(Scaled(Squared()))
     assert torch.equal(plain, SQUARE)
+
+
+def test_in_states_has_the_value_and_gradient_of_two_jumps() -> None:
+    """|X - sg X'|^2 with X - X' = d e and dX/du = t - s."""
+    assert SPAN.d is not None
+    value, grad = value_and_gradient(InStates(Squared()))
+    assert torch.allclose(value, SPAN.d**2 * SQUARE, rtol=1e-13)
+    assert torch.allclose(grad, rows(2 * SPAN.d * (SPAN.t - SPAN.s)) * ERROR, rtol=1e-13)
     with pytest.raises(ValueError, match="finite step"):
-        in_states(Span(S, S))
+        InStates(Squared())(ERROR, Span(S, S))
 
 
 def test_learned_log_variance_value_and_gradients() -> None:
@@ -126,11 +134,11 @@ def test_learned_log_variance_finds_the_log_of_the_mean_loss() -> None:
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = weight(error, Span(s, t)).mean()
-        loss.backward()
+        loss: Tensor = weight(error, Span(s, t)).mean()
+        torch.autograd.backward(loss)
         return loss
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     assert torch.allclose(weight.log_variance(s, t), log_mean, atol=1e-4)
     assert torch.allclose(torch.exp(-log_mean) * error[:, 0] ** 2, torch.ones(400, dtype=torch.float64))
 
@@ -140,7 +148,8 @@ EVERY: dict[str, Weight] = {
     "huber": PseudoHuber(0.1),
     "power": AdaptivePower(),
     "tangent": TangentNormalised(),
-    "scaled": Scaled(Squared(), scale=in_states),
+    "scaled": Scaled(Squared(), scale=lambda span: span.t - span.s),
+    "states": InStates(Squared()),
     "learned": LearnedLogVariance(),
 }
 
