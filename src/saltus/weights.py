@@ -2,8 +2,8 @@
 
 An error is u - y in units of velocity, live in u, with the target y stopped (or live, for losses
 that differentiate through it). :class:`Span` says where the rows live: (s, t) and, for finite
-splits, the step d. A paper that measures its error in states rather than velocities multiplies by
-d or t - s first: that is :class:`Scaled`.
+splits, the step d. :class:`Scaled` puts an error into the units that a paper uses; :class:`InStates` makes
+it the distance of two jumps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from saltus.tensors import like, per_row_norm2, sg, upcast
 
 __all__ = [
     "AdaptivePower",
+    "InStates",
     "LearnedLogVariance",
     "PseudoHuber",
     "Scaled",
@@ -27,7 +28,6 @@ __all__ = [
     "Squared",
     "TangentNormalised",
     "Weight",
-    "in_states",
 ]
 
 
@@ -139,13 +139,24 @@ class Scaled:
         return value if self.factor is None else self.factor(span) * value
 
 
-def in_states(span: Span) -> Tensor:
-    """The step d, [n]: an error in velocities times d is the error X - X' of two jumps in states."""
-    if span.d is None:
-        raise ValueError(
-            "in_states: expected rows with a finite step, got a derivative; give the objective a step"
-        )
-    return span.d
+@dataclass(frozen=True)
+class InStates:
+    """inner of the error in states: X_{s,t}(x_s) - sg X'_{m,t}(x_m), of a finite step d, m = s + d.
+
+    An error e = u - y in velocities is (X - X')/d. X is x + (t - s) u, so the gradient of the result in
+    u is t - s, where d e alone would have the smaller d.
+    """
+
+    inner: Weight
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        if span.d is None:
+            raise ValueError(
+                "InStates: expected rows with a finite step, got a derivative; give the objective a step"
+            )
+        fixed = sg(error)
+        live = like(span.t - span.s, error) * (error - fixed)
+        return self.inner(like(span.d, error) * fixed + live, span)
 
 
 class LearnedLogVariance(nn.Module):

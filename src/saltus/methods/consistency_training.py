@@ -27,7 +27,7 @@ from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.times import Karras, KarrasGap, Law, StepLaw, ToEnd
-from saltus.weights import Scaled, Squared, Weight, in_states
+from saltus.weights import InStates, Squared, Weight
 
 CARD = Card(
     title="Consistency training (CT)",
@@ -52,7 +52,7 @@ def consistency_training(
     times: Law = Karras(),
     step: StepLaw = KarrasGap(),
     decay: float = math.exp(2.0 * math.log(0.9) / 150.0),
-    weight: Weight = Scaled(Squared(), scale=in_states),
+    weight: Weight = InStates(Squared()),
     dropout: LabelDropout | None = None,
 ) -> Game:
     """Consistency training on the linear interpolant.

@@ -25,7 +25,7 @@ from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.times import Law, Lognormal, SigmoidGap, StepLaw, ToEnd
 from saltus.typing import FlowMap, Objective
-from saltus.weights import PseudoHuber, Scaled, Span, Squared, Weight, in_states
+from saltus.weights import InStates, PseudoHuber, Scaled, Span, Squared, Weight
 
 CARD = Card(
     title="Easy consistency tuning (ECT)",
@@ -54,7 +54,7 @@ def ect(
     coupling: Coupling = Independent(),
     times: Law = Lognormal(-1.1, 2.0),
     step: StepLaw = SigmoidGap(),
-    weight: Weight = Scaled(PseudoHuber(0.0), scale=in_states, factor=per_noise_step),
+    weight: Weight = Scaled(InStates(PseudoHuber(0.0)), factor=per_noise_step),
     dropout: LabelDropout | None = None,
 ) -> Objective:
     """Easy consistency tuning on the linear interpolant.
