@@ -101,7 +101,7 @@ class Row:
 def samplers(
     model: NetworkMap, card: Card, x0: Tensor, cond: Condition | None, rng: Streams, interpolant: Interpolant
 ) -> list[Row]:
-    """Every way to sample a map that makes sense: the card's, and where u_{t,t} is learned Euler's and Heun's."""
+    """Every way to sample a map that makes sense: the card's, and integration where u_{t,t} is learned."""
     counts = [k for k in STEPS if k in card.steps]
     name = NAMES[card.sampler]
     rows = [

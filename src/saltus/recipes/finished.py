@@ -161,12 +161,12 @@ def again(run: Path) -> tuple[Experiment, NetworkMap]:
 
 
 def _saved(run: Path) -> tuple[str, list[Measured]]:
-    """The lines of a run's evaluation, measured now if they are not there."""
+    """The system of a run and the lines of its evaluation, measured now if they are not there."""
     if not (run / EVALUATION).is_file():
         record(*again(run), run)
     saved = read_json(run / EVALUATION, "evaluation")
     try:
-        return str(saved["run"]), [Measured(**line) for line in saved["lines"]]
+        return str(saved["system"]), [Measured(**line) for line in saved["lines"]]
     except (KeyError, TypeError) as wrong:
         where = run / EVALUATION
         raise ValueError(f"{where}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
@@ -195,21 +195,26 @@ def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("com
         raise ValueError(f"compare: expected at least two run folders, got {len(runs)}")
     if not out.parent.is_dir():
         raise ValueError(f"out {out}: expected an existing folder {out.parent}, found none; make it first")
-    found = {str(run): _saved(run)[1] for run in runs}
-    shared = set.intersection(*({n for m in lines_ for n in m.figures} for lines_ in found.values()))
-    names = [n for n in next(iter(found.values()))[0].figures if n in shared]
-    if not names:
-        raise ValueError("compare: expected runs of one system, got runs that share no figure")
+    for run in runs:
+        weights_of(run)  # a missing run is told before any other is measured
+    saved = {str(run): _saved(run) for run in runs}
+    systems = sorted({system for system, _ in saved.values()})
+    if len(systems) > 1:
+        raise ValueError(
+            f"compare: expected runs of one system, got {', '.join(systems)}; compare each apart"
+        )
+    found = {run: [m for m in every if m.group == OWN] for run, (_, every) in saved.items()}
+    names = list(next(iter(found.values()))[0].figures)
     rows: list[list[Cell]] = []
     rules, panels = set(), {n: list[Series]() for n in names}
-    for run, measured in found.items():
+    for name, measured in found.items():
         rules.add(len(rows))
-        own = [m for m in measured if m.group == OWN]
-        for k, m in enumerate(own):
-            rows.append([run if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms])
+        for k, m in enumerate(measured):
+            rows.append([name if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms])
         for n in names:
-            panels[n].append(Series(Path(run).name, [m.steps for m in own], [m.figures[n] for m in own]))
+            points = [(m.steps, m.figures[n]) for m in measured if n in m.figures]
+            panels[n].append(Series(Path(name).name, [x for x, _ in points], [y for _, y in points]))
     heads = ("run", "sampler", *names, "ms a sample")
     Table(heads, rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
-    lines(panels, out, "steps", doubling=True)
+    lines(panels, out, "steps", systems[0], doubling=True)
     print(f"plot  {out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from saltus.exact import reference_mixture
+from saltus.exact import ReferenceMap, reference_mixture
 from saltus.recipes.assemble import Experiment, assemble
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import planar
@@ -23,7 +23,7 @@ def system() -> System:
     def data(rng: Streams) -> Tensor:
         return law.sample(rng)[0]
 
-    return planar("mixture", data, sigma_data=1.5, velocity=law)
+    return planar("mixture", data, sigma_data=1.5, exact=ReferenceMap(law, 1e-8))
 
 
 def mixture(

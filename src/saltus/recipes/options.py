@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +74,8 @@ class Output:
     """Replace a finished run in that folder."""
     grid_every: int = 0
     """Draw a sample picture every so many steps, besides the last one; 0 never."""
+    skip_evaluation: Flag = False
+    """Measure nothing at the end; saltus evaluate does it later."""
     quiet: Flag = False
     """No progress and no table, only errors."""
     dry_run: Flag = False
@@ -103,6 +106,7 @@ def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any: 
 
     A mistake is told and ends in SystemExit(2).
     """
-    page = (inspect.getdoc(function) or "").split("\nArgs:")[0].rstrip()
+    documented = function.func if isinstance(function, partial) else function
+    page = (inspect.getdoc(documented) or "").split("\nArgs:")[0].rstrip()
     config = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(function, prog=prog, args=list(args), description=page, config=config)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from saltus.data import from_density
-from saltus.exact import reference_map
 from saltus.metrics import energy_distance, rmse, sliced_wasserstein
 from saltus.recipes.system import Drawn, Judge, System
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
-from saltus.typing import Velocity
+from saltus.typing import FlowMap
 
 __all__ = ["PlanarTruth", "planar"]
 
@@ -33,14 +32,14 @@ class PlanarTruth:
     Attributes:
         data: streams -> x1 [B, 2].
         count: of samples.
-        velocity: the exact one, or None where no closed form is at hand.
+        exact: the exact flow map, or None where there is none at hand.
         further: other figures of samples [n, 2], or None.
         kept: the last noise and where the exact map sends it.
     """
 
     data: Callable[[Streams], Tensor]
     count: int
-    velocity: Velocity | None = None
+    exact: FlowMap | None = None
     further: Callable[[Tensor], dict[str, float]] | None = None
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -50,16 +49,16 @@ class PlanarTruth:
 
     def map_error(self, drawn: Drawn) -> dict[str, float]:
         """The root of the mean squared distance to X_{0,1}(x0), summed over dimensions."""
-        if self.velocity is None:
+        if self.exact is None:
             return {}
         return {"map RMSE": float(rmse(drawn.x, self._sent(drawn.x0)))}
 
     def _sent(self, x0: Tensor) -> Tensor:
-        """X_{0,1}(x0) by the reference solver, kept for the next sampler with the same noise."""
-        assert self.velocity is not None
+        """X_{0,1}(x0), kept for the next sampler with the same noise."""
+        assert self.exact is not None
         if not self.kept or self.kept[0][0] is not x0:
             s = full_like_rows(0.0, x0)
-            self.kept[:] = [(x0, reference_map(self.velocity, x0, s, torch.ones_like(s), tolerance=1e-8))]
+            self.kept[:] = [(x0, self.exact(x0, s, torch.ones_like(s)))]
         return self.kept[0][1]
 
     def real(self) -> dict[str, float]:
@@ -82,7 +81,7 @@ def planar(
     name: str,
     data: Callable[[Streams], Tensor],
     sigma_data: float,
-    velocity: Velocity | None = None,
+    exact: FlowMap | None = None,
     further: Callable[[Tensor], dict[str, float]] | None = None,
     count: int = 4096,
 ) -> System:
@@ -92,13 +91,13 @@ def planar(
         name: of the recipe.
         data: streams -> x1 [B, 2].
         sigma_data: its standard deviation.
-        velocity: the exact one, if there is one.
+        exact: the exact flow map, if there is one.
         further: other figures of samples, if any.
         count: of samples in an evaluation.
     """
 
     def judge() -> Judge:
-        truth = PlanarTruth(data, count, velocity, further)
+        truth = PlanarTruth(data, count, exact, further)
         return Judge(count, None, truth.figures, truth.real)
 
     return System(

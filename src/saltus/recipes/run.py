@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,8 +63,8 @@ def experiment(name: str, args: Sequence[str]) -> Experiment:
     if method is not None:
         load_method(method)  # a mistyped method is told before any option is
     function = recipe.function()
-    named = ["--method", method] if method is not None else []
-    made = parse(function, f"saltus run {name}", [*named, *saved, *args])
+    named = function if method is None else partial(function, method=method)
+    made = parse(named, f"saltus run {name}", [*saved, *args])
     assert isinstance(made, Experiment)
     return made
 
@@ -129,7 +130,7 @@ def clock(seconds: float) -> str:
 
 
 def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
-    """Draw a picture of samples from the same noise: the method's own, and plain integration's beside them."""
+    """Draw a picture of the method's samples, and plain integration's beside them, from the same noise."""
     card, n = made.method.card, shown(made.system.shape)
     rng = Streams(made.training.seed, index=torch.arange(n))
     x0 = prior(rng, made.system.shape, made.interpolant)
@@ -147,9 +148,10 @@ def execute(made: Experiment) -> list[Measured]:
 
         model = train(made, folder, grid)
         show_samples(made, model, folder / SAMPLES)
-    lines = record(made, model, made.folder)
+    lines = [] if made.output.skip_evaluation else record(made, model, made.folder)
     if not made.output.quiet:
-        report(made, lines).show()
+        if lines:
+            report(made, lines).show()
         print(f"run      {made.folder}/")
         print(f"picture  {made.folder / SAMPLES}")
     return lines
@@ -159,7 +161,7 @@ def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     """Measure, and write the figures into the run folder."""
     judge, seed = made.system.judge(), made.training.seed
     lines = list(evaluate(model, made.method.card, made.interpolant, judge, seed, made.system.shape))
-    write_json(folder / EVALUATION, {"run": made.name, "lines": [asdict(m) for m in lines]})
+    write_json(folder / EVALUATION, {"system": made.system.name, "lines": [asdict(m) for m in lines]})
     return lines
 
 
