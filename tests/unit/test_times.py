@@ -231,7 +231,7 @@ def test_the_sigmoid_step_is_the_published_one() -> None:
 
 def test_the_karras_step_is_one_cell_of_the_papers_grid() -> None:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 points (arXiv 2303.01469)."""
-    for progress, n in [(0.0, 2), (0.25, 76), (0.5, 107), (1.0, 151)]:
+    for progress, n in [(0.0, 2), (0.001, 6), (0.25, 76), (0.5, 107), (1.0, 151)]:
         assert n == math.ceil(math.sqrt(progress * (151**2 - 4) + 4) - 1) + 1
         high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
         place = torch.arange(n, dtype=torch.float64) / (n - 1)
