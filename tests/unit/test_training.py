@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,14 +19,9 @@ from saltus.tensors import like, per_row_norm2
 from saltus.training import (
     EMA,
     AdamW,
-    Constant,
     Cosine,
     Fit,
-    InverseSqrt,
     Log,
-    LossModule,
-    NonFiniteLoss,
-    Precision,
     RAdam,
     fit,
     initialised,
@@ -271,25 +264,6 @@ def test_clipping_is_exact() -> None:
             torch.testing.assert_close(moved / moved.norm(), full / full.norm(), rtol=1e-12, atol=1e-13)
 
 
-def test_schedules() -> None:
-    def at(schedule: Callable[[Tensor], Tensor], p: float) -> float:
-        return float(schedule(torch.tensor(p, dtype=torch.float64)))
-
-    assert at(Constant(), 0.3) == 1.0
-    assert [at(Constant(warmup=0.5), p) for p in (0.0, 0.125, 0.5, 0.9)] == [0.0, 0.25, 1.0, 1.0]
-    cosine = Cosine(warmup=0.2, floor=0.1)
-    assert at(cosine, 0.1) == pytest.approx(0.5, rel=1e-15)
-    assert at(cosine, 0.2) == pytest.approx(1.0, rel=1e-15)
-    assert at(cosine, 0.4) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, rel=1e-14)
-    assert at(cosine, 1.0) == pytest.approx(0.1, rel=1e-14)
-    root = InverseSqrt(hold=0.04, warmup=0.02)
-    assert at(root, 0.01) == pytest.approx(0.5, rel=1e-15)
-    assert [at(root, p) for p in (0.03, 0.04, 0.16, 0.64)] == pytest.approx([1.0, 1.0, 0.5, 0.25], rel=1e-14)
-    for wrong in (lambda: Constant(warmup=1.0), lambda: Cosine(floor=2.0), lambda: InverseSqrt(hold=0.0)):
-        with pytest.raises(ValueError, match="expected"):
-            wrong()
-
-
 def test_rates_follow_the_schedule_in_every_group() -> None:
     net = nn.Linear(3, 1, dtype=torch.float64)
 
@@ -304,32 +278,6 @@ def test_rates_follow_the_schedule_in_every_group() -> None:
         rates = [group["lr"] for group in steps.players[0].optimizer.param_groups]
         assert rates == pytest.approx([0.1 * factor, 0.4 * factor], rel=1e-14)
         assert step.lr == rates[0]
-
-
-def test_average_of_weights_in_closed_form() -> None:
-    net = nn.BatchNorm1d(1, affine=True, dtype=torch.float64)
-    decay, updates = 0.9, 30
-    with torch.no_grad():
-        net.weight.fill_(-3.0)
-    ema, warm = EMA(net, decay, warmup=False), EMA(net, decay)
-    rates, truth = [min(decay, (1 + k) / (10 + k)) for k in range(updates)], -3.0
-    for k in range(updates):
-        with torch.no_grad():
-            net.weight.fill_(float(k))
-            net.running_mean.fill_(float(k))  # type: ignore[union-attr]
-        ema.update()
-        warm.update()
-        truth = rates[k] * truth + (1 - rates[k]) * k
-    geometric = decay**updates * -3.0 + sum(
-        (1 - decay) * decay ** (updates - 1 - k) * k for k in range(updates)
-    )
-    assert float(ema.module.weight) == pytest.approx(geometric, rel=1e-13)
-    assert float(warm.module.weight) == pytest.approx(truth, rel=1e-13)
-    assert float(warm.module.running_mean) == updates - 1  # type: ignore[arg-type]
-    assert int(ema.count) == updates
-    assert not ema.module.training and not any(p.requires_grad for p in ema.module.parameters())
-    with pytest.raises(ValueError, match="decay"):
-        EMA(net, 1.0)
 
 
 def test_a_step_never_waits_for_the_device() -> None:
@@ -349,144 +297,6 @@ def test_a_step_never_waits_for_the_device() -> None:
             step.fetch()
 
 
-@dataclass(frozen=True, eq=False)
-class Breaks:
-    """Two terms; the second is NaN in one step."""
-
-    student: nn.Module
-    at: int
-
-    def draw(self, batch: Batch, rng: Streams) -> Draws:
-        return {"bad": torch.full((4,), float("nan") if rng.step == self.at else 0.0, dtype=torch.float64)}
-
-    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-        y = self.student(batch.x0).squeeze(1)
-        bad = draws["bad"]
-        assert isinstance(bad, Tensor)
-        return {"good": Term(y**2), "fragile": Term(y.detach() * 0 + bad)}
-
-
-@pytest.mark.parametrize("at", [0, 7])
-def test_not_a_number_stops_with_the_term_and_the_step(at: int, tmp_path: Path) -> None:
-    net = linear()
-    log = Log(tmp_path, steps=20, batch=4, every=10, console=Console(file=StringIO()))
-    with (
-        log,
-        pytest.raises(NonFiniteLoss, match=rf"step {at}: term 'fragile' of move 'student'.*lower") as caught,
-    ):
-        for step in fit(as_game(Breaks(net, at), net), source, steps=20, seed=0, batch=4):
-            log(step)
-    assert "\n" not in str(caught.value)
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
-
-
-def test_an_infinite_gradient_under_a_finite_loss_is_found() -> None:
-    @dataclass(frozen=True, eq=False)
-    class Root:
-        student: Scalar
-
-        def draw(self, batch: Batch, rng: Streams) -> Draws:
-            return {}
-
-        def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-            return {"root": Term(self.student.value.sqrt())}
-
-    zero = Scalar(0.0)
-    step = next(fit(as_game(Root(zero), zero), source, steps=1, seed=0, batch=2, optimizer=sgd(0.0)))
-    with pytest.raises(NonFiniteLoss, match="step 0: the gradient of move 'student'"):
-        step.fetch()
-
-
-def test_loss_module_owns_the_mover_only() -> None:
-    net, critic = linear(), linear()
-
-    class Owner(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.critic = critic
-
-        def draw(self, batch: Batch, rng: Streams) -> Draws:
-            return {}
-
-        def forward(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-            return {}
-
-    module = LossModule(Move("student", net, Owner()))
-    assert [id(p) for p in module.parameters()] == [id(net.weight)]
-    assert list(module.state_dict()) == ["mover.weight"]
-    with pytest.raises(ValueError, match="at least one term"):
-        module(Batch(torch.zeros(1, 3)), {})
-
-
-def test_terms_are_rows() -> None:
-    @dataclass(frozen=True, eq=False)
-    class Shaped:
-        student: nn.Module
-        rows: slice
-
-        def draw(self, batch: Batch, rng: Streams) -> Draws:
-            return {}
-
-        def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-            value = self.student(batch.x0)
-            return {"main": Term(value[:, 0] ** 2), "part": Term(value[self.rows].squeeze(1))}
-
-    net = linear()
-    step = next(fit(as_game(Shaped(net, slice(0, 0)), net), source, steps=1, seed=0, batch=4))
-    assert float(step.terms["part"]) == 0.0 and math.isfinite(float(step.loss))  # no rows, no NaN
-    matrix = nn.Linear(3, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"term 'part'.*\[n\].*\[4, 2\]"):
-        next(fit(as_game(Shaped(matrix, slice(None)), matrix), source, steps=1, seed=0, batch=4))
-
-
-def test_bf16_is_confined_to_the_products() -> None:
-    seen: list[torch.dtype] = []
-
-    @dataclass(frozen=True, eq=False)
-    class Watched:
-        student: nn.Module
-
-        def draw(self, batch: Batch, rng: Streams) -> Draws:
-            return {}
-
-        def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-            with torch.no_grad():  # a cast weight remembered from here must not cut the gradient
-                self.student(batch.x0)
-            y = self.student(batch.x0)
-            seen.append(y.dtype)
-            return {"y": Term(y.squeeze(1))}
-
-    for dtype, precision, expected in (
-        (torch.float32, Precision.BF16, torch.bfloat16),
-        (torch.float32, Precision.FLOAT32, torch.float32),
-        (torch.float32, Precision.AUTO, torch.float32),  # too narrow to pay on a CPU
-        (torch.float64, Precision.BF16, torch.float64),
-    ):
-        net = linear(dtype)
-        options = {"optimizer": sgd(0.1), "precision": precision}
-        before = net.weight.detach().clone()
-        steps = fit(as_game(Watched(net), net), source, steps=1, seed=0, batch=4, **options)  # type: ignore[arg-type]
-        step = next(steps)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        assert seen[-1] == expected and step.loss.dtype == net.weight.dtype == wide
-        x = source(Streams(0, 0, torch.arange(4), dtype=wide).named("data")).x0
-        error = (before - 0.1 * x.mean(0) - net.weight.detach()).abs().max()
-        assert float(error) < (1e-3 if expected is torch.bfloat16 else 1e-6)
-
-
-def test_auto_precision_looks_at_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide, narrow = nn.Linear(128, 128), nn.Linear(128, 127)
-    for native in (True, False):
-        monkeypatch.setattr("saltus.training.precision.has_bf16", lambda device, native=native: native)
-        assert Precision.AUTO.resolve(wide) is (Precision.BF16 if native else Precision.FLOAT32)
-        assert Precision.AUTO.resolve(narrow) is Precision.FLOAT32
-        assert Precision.BF16.resolve(narrow) is Precision.BF16
-        assert Precision.AUTO.resolve(wide.double()) is Precision.FLOAT32
-        wide.float()
-    with pytest.raises(ValueError, match="resolve"):
-        Precision.AUTO.context(torch.device("cpu"))
-
-
 def test_compiled_loss_is_one_graph_and_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_module = nn.Module.compile
     monkeypatch.setattr(
@@ -496,17 +306,6 @@ def test_compiled_loss_is_one_graph_and_equal(monkeypatch: pytest.MonkeyPatch) -
     losses = run(eager, 5)[1]
     assert run(compiled, 5, compile=True)[1] == pytest.approx(losses, rel=1e-13)
     torch.testing.assert_close(eager.weight, compiled.weight, rtol=1e-12, atol=1e-13)
-
-
-def test_initialised_leaves_the_generator_alone() -> None:
-    torch.manual_seed(11)
-    expected = torch.rand(3)
-    torch.manual_seed(11)
-    first = initialised(5, lambda: nn.Linear(4, 4))
-    assert torch.equal(torch.rand(3), expected)
-    second = initialised(5, lambda: nn.Linear(4, 4))
-    assert torch.equal(first.weight, second.weight)
-    assert not torch.equal(first.weight, initialised(6, lambda: nn.Linear(4, 4)).weight)
 
 
 def test_impossible_runs() -> None:
@@ -534,54 +333,6 @@ def test_impossible_runs() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert "expected" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_log_writes_what_the_steps_were(tmp_path: Path) -> None:
-    net, out = linear(), StringIO()
-    steps = fit(
-        as_game(LeastSquares(net, 0.3), net), source, steps=25, seed=0, batch=8, optimizer=AdamW(0.01)
-    )
-    kept = []
-    with Log(
-        tmp_path, steps=25, batch=8, every=10, terms=["fit"], console=Console(file=out, width=200)
-    ) as log:
-        for step in steps:
-            log(step)
-            kept.append(step)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [10, 20, 25]
-    for row in rows:
-        step = kept[row["step"] - 1]
-        assert row["loss"] == float(step.loss) and row["lr"] == 0.01
-        assert row["terms"] == {name: float(value) for name, value in step.terms.items()}
-        assert row["grad_norm"] == pytest.approx(float(step.grad_norm), rel=1e-15)
-        assert row["loss"] == pytest.approx(row["terms"]["fit"] + 0.3 * row["terms"]["noise"], rel=1e-13)
-        assert row["samples_per_second"] == pytest.approx(8 * row["steps_per_second"], rel=1e-2)
-    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
-    (line,) = out.getvalue().splitlines()
-    assert line.startswith("25/25 (100 %)") and "fit" in line and "noise" not in line and "0:00 left" in line
-
-
-def test_log_of_several_players_and_a_terminal(tmp_path: Path) -> None:
-    a, b, student, critic = players()
-    game, out = Game((Move("critic", b, critic), Move("student", a, student))), StringIO()
-    console = Console(file=out, force_terminal=True, width=160)
-    with Log(tmp_path, steps=4, batch=2, every=2, console=console) as log:
-        for step in fit(game, source, steps=4, seed=0, batch=2):
-            log(step)
-            assert set(step.terms) == {"critic/gap", "student/gap"}
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert list(rows[-1]["moves"]) == ["critic", "student"]
-    assert rows[-1]["moves"]["student"]["terms"]["gap"] == float(step.terms["student/gap"])
-    assert "4/4 (100 %)" in out.getvalue() and "student/gap" in out.getvalue()
-
-
-def test_log_without_a_place_to_write(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "absent"):
-        with pytest.raises(ValueError, match="expected to write here") as caught:
-            Log(folder, steps=1, batch=1)
-        assert "\n" not in str(caught.value)
 
 
 def test_the_loop_trains_a_network() -> None:
