@@ -5,7 +5,8 @@
 
 alpha falls along a sigmoid of progress from 1, where u_T is the data velocity, to the floor; as
 alpha -> 0 it is MeanFlow's target. Dividing by alpha makes the gradient that of the rescaled error
-u - y, y = u + (u_T - u)/alpha, which is what :class:`saltus.objectives.Eulerian` measures.
+u - y, y = u + (u_T - u)/alpha, which is what :class:`saltus.objectives.Eulerian` measures. That is the
+plain form, w(e) = |e|^2; the authors' adaptive weight, the default, is alpha |e|^2 / sg(|e|^2 + c) in all.
 
 Use it where MeanFlow is unstable early. With finite alpha it is biased towards the mean.
 
