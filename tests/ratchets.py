@@ -21,7 +21,7 @@ MOST_LINES = 400
 MOST_FUNCTION_LINES = 70
 
 LEVEL = {
-    **dict.fromkeys(("typing", "tensors", "streams", "autodiff"), 0),
+    **dict.fromkeys(("typing", "tensors", "streams", "primitives", "autodiff"), 0),
     **dict.fromkeys(("interpolants", "couplings", "times", "weights"), 1),
     **dict.fromkeys(("predictions", "maps", "identities", "legs", "states", "guidance", "slots"), 2),
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),

@@ -21,7 +21,6 @@ from torch import Tensor
 from saltus.streams import Streams
 
 __all__ = [
-    "Annealed",
     "Constant",
     "Dyadic",
     "Fraction",
@@ -307,17 +306,6 @@ class SigmoidAnneal:
     def __call__(self, progress: Tensor) -> Tensor:
         alpha = torch.sigmoid(-self.rate * (progress - self.middle))
         return torch.where(alpha > 1.0 - self.floor, torch.ones_like(alpha), alpha.clamp(min=self.floor))
-
-
-@dataclass(frozen=True)
-class Annealed:
-    """A geometric schedule from ``start`` at progress 0 to ``end`` at progress 1."""
-
-    start: float
-    end: float
-
-    def __call__(self, progress: Tensor) -> Tensor:
-        return self.start * (self.end / self.start) ** progress
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,9 @@ class InStates:
 class LearnedLogVariance(nn.Module):
     """exp(-w) l + w, with l the inner loss and w = w(s, t) a learned function of the times.
 
-    At its optimum w is the logarithm of the mean loss at (s, t), so every pair of times contributes
-    alike. w is linear in sinusoidal features of s and of t, added, and is 0 at the start.
+    Where w is the logarithm of the mean loss at (s, t), it is at its optimum and every pair of times
+    contributes alike. As in the source, w(s, t) = g(s) + g(t) with one g, linear in sinusoidal features
+    and 0 at the start: exact on the diagonal, the best fit of that form off it.
 
     References:
         Boffi, Albergo and Vanden-Eijnden, "How to build a consistency model", 2025,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from saltus.streams import Streams
 from saltus.times import (
-    Annealed,
     Constant,
     Dyadic,
     Fraction,
@@ -254,8 +253,6 @@ def test_schedules() -> None:
     assert float(alpha[0]) == 1.0 and float(alpha[-1]) == 0.005 and bool((alpha.diff() <= 0).all())
     kept = (inner <= 0.995) & (inner >= 0.005)
     assert torch.allclose(alpha[kept], inner[kept]) and bool((alpha[inner > 0.995] == 1.0).all())
-    geometric = Annealed(0.1, 0.001)
-    assert [round(float(geometric(x)), 6) for x in (ZERO, HALF, ONE)] == [0.1, 0.01, 0.001]
     assert [float(Ramp(0.2)(x)) for x in (ZERO, torch.tensor(0.1), HALF)] == [0.0, 0.5, 1.0]
-    for schedule in (SigmoidAnneal(), geometric, Ramp()):
+    for schedule in (SigmoidAnneal(), Ramp()):
         assert schedule(HALF).shape == ()

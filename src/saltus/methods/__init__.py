@@ -1,8 +1,9 @@
 """Every published system as one file: its paper's defaults in terms of the algebra, and its card.
 
 A file here exposes one function with the file's name, which takes the student first and returns an
-Objective or a Game, and a :class:`Card` named ``CARD``; ``VARIANTS``, if any, names the same function
-with other options. :func:`discover` walks the package, so adding a method touches one file.
+Objective or a Game, and a :class:`Card` named ``CARD``; ``VARIANTS``, if any, are further methods made of
+the same function with other options. :func:`discover` walks the package, so adding a method touches one
+file.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def discover() -> dict[str, Method]:
     found = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda i: i.name):
         module = vars(importlib.import_module(f"{__name__}.{info.name}"))
-        builds = {info.name: module[info.name], **module.get("VARIANTS", {})}
-        found.update({name: Method(name, build, module["CARD"]) for name, build in builds.items()})
+        found[info.name] = Method(info.name, module[info.name], module["CARD"])
+        found.update({variant.name: variant for variant in module.get("VARIANTS", ())})
     return found
 
 

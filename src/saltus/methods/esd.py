@@ -18,13 +18,14 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from saltus.autodiff import Derivative, Forward
 from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear
-from saltus.methods import Card, Cost, Need, Sampler
+from saltus.methods import Card, Cost, Method, Need, Sampler
 from saltus.objectives import Diagonal, Eulerian, Part, Sum
 from saltus.slots import Guided, Own
 from saltus.typing import FlowMap, Gradient, Objective
@@ -37,7 +38,7 @@ CARD = Card(
     sampler=Sampler.JUMPS,
     steps=(1, 2, 4, 8, 16),
     two_times=True,
-    cost=Cost(live=0.75, live_jvp=0.5, stopped=0.25),
+    cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25, stopped_jvp=0.25),
     threshold=None,
     quick_threshold=None,
 )
@@ -85,4 +86,6 @@ def esd(
     return Sum((Part("diagonal", diagonal, eta, eta), Part("eulerian", jump, 1.0 - eta, 1.0 - eta)))
 
 
-VARIANTS = {"esd_convex": partial(esd, gradient=Gradient.DERIVATIVE)}
+CONVEX = replace(CARD, cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25))
+
+VARIANTS = (Method("esd_convex", partial(esd, gradient=Gradient.DERIVATIVE), CONVEX),)

@@ -21,7 +21,7 @@ from functools import partial
 from saltus.couplings import Coupling, Independent
 from saltus.guidance import LabelDropout
 from saltus.interpolants import Interpolant, Linear
-from saltus.methods import Card, Cost, Need, Sampler
+from saltus.methods import Card, Cost, Method, Need, Sampler
 from saltus.objectives import Composition, Diagonal, Part, Sum
 from saltus.times import Midpoint, Split, UniformSplit
 from saltus.typing import FlowMap, Gradient, Objective
@@ -68,4 +68,4 @@ def psd(
     return Sum((Part("diagonal", diagonal, eta, eta), Part("composition", jump, 1.0 - eta, 1.0 - eta)))
 
 
-VARIANTS = {"psd_midpoint": partial(psd, split=Midpoint())}
+VARIANTS = (Method("psd_midpoint", partial(psd, split=Midpoint()), CARD),)

@@ -8,7 +8,8 @@ a = (pi/2)(1 - s): df/da = (2/pi) e, so
     L = E exp(-w) (a/sin(a)^2) | n((2/pi) cos(a) e) |^2 + w,   n(e) = e/(|e|/sqrt(D) + c), stopped
 
 where a/sin(a)^2 = (1/tan a)/(cos(a) sin(a)/a) turns the gradient in u into the one in F. The warm-up r
-multiplies the derivative.
+multiplies the derivative of u; the paper's multiplies that of F, which is the same at r = 1 but starts
+from the denoiser where ours starts from an Euler step.
 
 Use it for one- and two-step models of the best published quality in this family. Sample one step, or
 several by re-noising; never compose jumps.
@@ -51,7 +52,7 @@ CARD = Card(
     quick_threshold=1.8,
     bias="normalised tangents of noisy rows move the fixed point in low dimension",
     plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None},
-    second_hand=("length of the warm-up as a share of the run",),
+    second_hand=("length of the warm-up as a share of the run", "the warm-up's form before it ends"),
 )
 
 

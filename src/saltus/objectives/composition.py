@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
@@ -23,7 +24,7 @@ from saltus.guidance import GuidanceInput
 from saltus.interpolants import Interpolant, Linear
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.tensors import like, sg
+from saltus.tensors import like
 from saltus.times import PairLaw, Split, Triangle, UniformSplit
 from saltus.typing import Batch, Draws, FlowMap, Gradient, Term
 from saltus.weights import Span, Squared, Weight
@@ -81,13 +82,11 @@ class Composition:
         own, m = self.target or self.student, s + gamma * (t - s)
         g = like(gamma, state.x)
         u = self.student.average(state.x, s, t, cond)
-        first = own.average(state.x, s, m, cond)
-        middle = state.x + like(m - s, state.x) * first
-        if self.clip is not None:
-            middle = middle.clamp(-self.clip, self.clip)
-        y = g * first + (1.0 - g) * own.average(middle, m, t, cond)
-        if self.clip is not None:
-            y = y.clamp(-self.clip, self.clip)
-        if self.gradient is Gradient.TARGET:
-            y = sg(y)
+        with torch.set_grad_enabled(self.gradient is Gradient.FULL and torch.is_grad_enabled()):
+            first = own.average(state.x, s, m, cond)
+            middle = self._bounded(state.x + like(m - s, state.x) * first)
+            y = self._bounded(g * first + (1.0 - g) * own.average(middle, m, t, cond))
         return {"composition": Term(self.weight(u - y, Span(s, t)))}
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
@@ -21,7 +22,6 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.tensors import sg
 from saltus.times import Law, Uniform
 from saltus.typing import Batch, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
@@ -67,7 +67,8 @@ class Diagonal:
         t = draws["t"]
         assert isinstance(t, Tensor)
         state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, t)
-        v = sg(self.velocity(self.target or self.student, state, t, cond))
+        with torch.no_grad():
+            v = self.velocity(self.target or self.student, state, t, cond)
         output = self.student.evaluate(state.x, t, t, cond)
         span = Span(t, t)
         terms = {"diagonal": Term(self.weight(output.u - v, span))}

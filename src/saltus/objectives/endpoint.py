@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
@@ -21,7 +22,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Leg, Line
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.tensors import like, sg
+from saltus.tensors import like
 from saltus.times import FromStart, PairLaw, Uniform
 from saltus.typing import Batch, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
@@ -69,6 +70,7 @@ class Endpoint:
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
         own = self.target or self.student
-        end = sg(self.leg(own, state, self.interpolant, s, t, cond))
+        with torch.no_grad():
+            end = self.leg(own, state, self.interpolant, s, t, cond)
         u = self.student.average(state.x, s, t, cond)
         return {"endpoint": Term(self.weight(u - (end - state.x) / like(t - s, end), Span(s, t)))}

@@ -114,9 +114,8 @@ class Eulerian:
         if self.warm_up is not None:
             h = h * self.warm_up(batch.progress).to(h)
         own, span = self.target or self.student, Span(s, t)
-        w, v = self.tangent(own, state, s, cond), self.velocity(own, state, s, cond)
-        if self.gradient is not Gradient.FULL:
-            w, v = sg(w), sg(v)
+        with torch.set_grad_enabled(self.gradient is Gradient.FULL and torch.is_grad_enabled()):
+            w, v = self.tangent(own, state, s, cond), self.velocity(own, state, s, cond)
         if self.head is not None:
             error, of_head = self._with_head(state, s, t, w, v, h, cond)
             terms = {"eulerian": error, self.head: of_head}
@@ -128,10 +127,17 @@ class Eulerian:
         self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
     ) -> Tensor:
         if self.gradient is Gradient.TIME:
-            zero = torch.zeros_like(state.x)
-            u, du_ds = along(self.student, state.x, s, t, zero, cond, self.near)
-            _, du = along(self.student, state.x, s, t, w, cond, self.near)
-            return u - h * du_ds - sg(v + h * (du - du_ds))
+            u, du_ds = derivative(
+                lambda start: self.student.average(state.x, start, t, cond),
+                (s,),
+                (torch.ones_like(s),),
+                self.near,
+            )
+            with torch.no_grad():
+                _, transport = derivative(
+                    lambda x: self.student.average(x, s, t, cond), (state.x,), (w,), self.near
+                )
+            return u - h * du_ds - (v + h * transport)
         u, du = along(self.student, state.x, s, t, w, cond, self.near)
         return u - sg(v + h * du) if self.gradient is Gradient.TARGET else u - h * du - v
 
@@ -150,7 +156,8 @@ class Eulerian:
     def _finite(self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None) -> Tensor:
         own, m = self.target or self.student, s + d
         rest, short = like(t - m, state.x), like(d, state.x)
-        x_m = sg(self.leg(own, state, self.interpolant, s, m, cond))
         u = self.student.average(state.x, s, t, cond)
-        u_m = sg(own.average(x_m, m, t, cond))
+        with torch.no_grad():
+            x_m = self.leg(own, state, self.interpolant, s, m, cond)
+            u_m = own.average(x_m, m, t, cond)
         return u - sg((x_m - state.x) / short + rest * (u_m - u) / short)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saltus.autodiff import Derivative, Forward
@@ -100,13 +101,15 @@ class Lagrangian:
         own = self.target or self.student
         if self.gradient is Gradient.FULL:
             return u + h * du - self.end(own, State(state.x + h * u), t, cond)
-        b = sg(self.end(own, State(sg(state.x + h * u)), t, cond))
+        with torch.no_grad():
+            b = self.end(own, State(state.x + h * u), t, cond)
         return u - sg(b - h * du) if self.gradient is Gradient.TARGET else u + h * du - b
 
     def _finite(self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None) -> Tensor:
         own, m = self.target or self.student, t - d
         rest, short = like(m - s, state.x), like(d, state.x)
         u = self.student.average(state.x, s, t, cond)
-        u_m = sg(own.average(state.x, s, m, cond))
-        b = sg(self.end(own, State(state.x + rest * u_m), m, cond))
+        with torch.no_grad():
+            u_m = own.average(state.x, s, m, cond)
+            b = self.end(own, State(state.x + rest * u_m), m, cond)
         return u - sg(b - rest * (u - u_m) / short)
