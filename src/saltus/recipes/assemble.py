@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Method, Need
 from saltus.methods import load as load_method
+from saltus.objectives import Sum
 from saltus.recipes.folder import OPTIONS, WEIGHTS, write_json
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Network, Output, Training
@@ -38,6 +39,7 @@ class Experiment:
         method: how.
         plain: whether the method's plain form is taken (see :class:`saltus.methods.Card`).
         guidance: the largest strength of guidance that the map learns; None learns none.
+        jump_weight: see :func:`emphasised`.
         spec: the model.
         training: the options of the loop.
         output: where results go.
@@ -48,6 +50,7 @@ class Experiment:
     method: Method
     plain: bool
     guidance: float | None
+    jump_weight: float
     spec: ModelSpec
     training: Training
     output: Output
@@ -77,7 +80,7 @@ class Experiment:
         options = dict(self.method.card.plain) if self.plain else {}
         if self.guidance is not None:
             options |= {"guidance": GuidanceInput(self.guidance), "dropout": LabelDropout(0.1)}
-        return as_game(self.method.build(student, **options), student)
+        return emphasised(as_game(self.method.build(student, **options), student), self.jump_weight)
 
     def fit(self, student: NetworkMap) -> Fit:
         """The loop over the game."""
@@ -126,6 +129,24 @@ def interpolant_of(method: Method, plain: bool) -> Interpolant:
     return plainly if plain else usual
 
 
+def emphasised(game: Game, factor: float) -> Game:
+    """The game with every term but the diagonal weighed ``factor`` times as much.
+
+    Methods that learn jumps are sums of a diagonal part, which comes first, and the jumps' parts.
+    Raises a ValueError for a factor other than 1 where there is no such sum.
+    """
+    if factor == 1.0:
+        return game
+    moves = []
+    for move in game.moves:
+        if not isinstance(move.objective, Sum):
+            raise ValueError(f"jump weight {factor:g}: expected a method with a diagonal part; drop it")
+        first, *rest = move.objective.parts
+        parts = (first, *(replace(part, weight=factor * part.weight) for part in rest))
+        moves.append(replace(move, objective=replace(move.objective, parts=parts)))
+    return replace(game, moves=tuple(moves))
+
+
 def _check(method: Method, system: System, training: Training, guidance: float | None) -> None:
     if Need.TEACHER in method.card.needs:
         raise ValueError(f"method {method.name}: expected one that needs no teacher; use it from Python")
@@ -157,6 +178,7 @@ def assemble(
     output: Output,
     own: dict[str, object],
     guidance: float | None = None,
+    jump_weight: float = 1.0,
 ) -> Experiment:
     """Put the parts together, or say which do not fit."""
     found = load_method(method)
@@ -174,7 +196,9 @@ def assemble(
         guidance=guidance is not None,
     )
     own = {**own, "plain": plain}
-    return Experiment(system, found, plain, guidance, spec, training, output, own)
+    if not jump_weight > 0.0:
+        raise ValueError(f"jump weight: expected a factor above 0, got {jump_weight}; 1 is the method's own")
+    return Experiment(system, found, plain, guidance, jump_weight, spec, training, output, own)
 
 
 def train(

@@ -122,6 +122,7 @@ def digits(
     plain: bool = False,
     labels: bool = True,
     guidance: float | None = None,
+    jump_weight: float = 1.0,
     network: Network = Network(backbone="residual-mlp"),
     training: Training = Training(steps=2700, batch=512),
     output: Output = Output(),
@@ -138,6 +139,7 @@ def digits(
         plain: Take the method's squared-error form instead of its paper's weights.
         labels: Give the network the class of each image.
         guidance: Learn the map at every strength of guidance up to this one; 1 is none.
+        jump_weight: Factor on the terms of the loss that teach jumps; 1 is the method's own.
         network: The network.
         training: How it is trained.
         output: Where results go.
@@ -156,5 +158,5 @@ def digits(
         source=ArrayData(x, training.batch, label if labels else None),
         judge=judge,
     )
-    own: dict[str, object] = {"labels": labels, "guidance": guidance}
-    return assemble(system, method, plain, network, training, output, own, guidance)
+    own: dict[str, object] = {"labels": labels, "guidance": guidance, "jump_weight": jump_weight}
+    return assemble(system, method, plain, network, training, output, own, guidance, jump_weight)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from saltus.maps import NetworkMap
 from saltus.methods import discover as discover_methods
@@ -160,7 +161,8 @@ def execute(made: Experiment) -> list[Measured]:
 def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     """Measure, and write the figures into the run folder."""
     judge, seed = made.system.judge(), made.training.seed
-    lines = list(evaluate(model, made.method.card, made.interpolant, judge, seed, made.system.shape))
+    with Console(quiet=made.output.quiet).status("measuring", spinner="line"):
+        lines = list(evaluate(model, made.method.card, made.interpolant, judge, seed, made.system.shape))
     write_json(folder / EVALUATION, {"system": made.system.name, "lines": [asdict(m) for m in lines]})
     return lines
 
