@@ -160,13 +160,19 @@ def again(run: Path) -> tuple[Experiment, NetworkMap]:
     return dataclasses.replace(made, output=dataclasses.replace(made.output, out=run)), done.model
 
 
-def _saved(run: Path) -> tuple[str, list[Measured]]:
-    """The system of a run and the lines of its evaluation, measured now if they are not there."""
+def _system(run: Path) -> str:
+    """The name of the recipe of a finished run."""
+    weights_of(run)
+    return str(read_json(run / OPTIONS, "run options").get("recipe"))
+
+
+def _lines(run: Path) -> list[Measured]:
+    """The evaluation of a run, measured now if it is not there."""
     if not (run / EVALUATION).is_file():
         record(*again(run), run)
     saved = read_json(run / EVALUATION, "evaluation")
     try:
-        return str(saved["system"]), [Measured(**line) for line in saved["lines"]]
+        return [Measured(**line) for line in saved["lines"]]
     except (KeyError, TypeError) as wrong:
         where = run / EVALUATION
         raise ValueError(f"{where}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
@@ -195,15 +201,10 @@ def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("com
         raise ValueError(f"compare: expected at least two run folders, got {len(runs)}")
     if not out.parent.is_dir():
         raise ValueError(f"out {out}: expected an existing folder {out.parent}, found none; make it first")
-    for run in runs:
-        weights_of(run)  # a missing run is told before any other is measured
-    saved = {str(run): _saved(run) for run in runs}
-    systems = sorted({system for system, _ in saved.values()})
+    systems = sorted({_system(run) for run in runs})  # before anything is measured
     if len(systems) > 1:
-        raise ValueError(
-            f"compare: expected runs of one system, got {', '.join(systems)}; compare each apart"
-        )
-    found = {run: [m for m in every if m.group == OWN] for run, (_, every) in saved.items()}
+        raise ValueError(f"compare: expected runs of one system, got {' and '.join(systems)}")
+    found = {str(run): [m for m in _lines(run) if m.group == OWN] for run in runs}
     names = list(next(iter(found.values()))[0].figures)
     rows: list[list[Cell]] = []
     rules, panels = set(), {n: list[Series]() for n in names}

@@ -19,7 +19,7 @@ from saltus.methods import load as load_method
 from saltus.nn import parameter_count
 from saltus.recipes import Recipe, discover, load
 from saltus.recipes.assemble import Experiment, train
-from saltus.recipes.evaluate import Measured, evaluate, samplers, table
+from saltus.recipes.evaluate import EULERS, Measured, evaluate, samplers, table
 from saltus.recipes.folder import EVALUATION, SAMPLES, check_free, fresh, read_json, write_json
 from saltus.recipes.options import HELP, as_arguments, parse
 from saltus.recipes.show import picture, shown
@@ -137,7 +137,9 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
     x0 = prior(rng, made.system.shape, made.interpolant)
     labels = None if made.system.classes is None else torch.arange(n) % made.system.classes
     rows = samplers(model, card, x0, asked(labels), rng, made.interpolant)
-    picture(made.name, [(row.label, row.sample()) for row in rows if row.pictured], labels).save(path)
+    rows = sorted((row for row in rows if row.pictured), key=lambda row: row.group is EULERS)  # Euler's last
+    parts = [(row.label, row.sample()) for row in rows]
+    picture(f"{made.name}: the same noise by {len(parts)} samplers", parts, labels).save(path)
 
 
 def execute(made: Experiment) -> list[Measured]:
@@ -163,7 +165,7 @@ def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     judge, seed = made.system.judge(), made.training.seed
     with Console(quiet=made.output.quiet).status("measuring", spinner="line"):
         lines = list(evaluate(model, made.method.card, made.interpolant, judge, seed, made.system.shape))
-    write_json(folder / EVALUATION, {"system": made.system.name, "lines": [asdict(m) for m in lines]})
+    write_json(folder / EVALUATION, {"run": made.name, "lines": [asdict(m) for m in lines]})
     return lines
 
 
