@@ -85,6 +85,22 @@ def test_samples_follow_weights_and_labels() -> None:
         assert (mine.std(0) / 0.35 - 1.0).abs().max() < 5.0 / (2 * len(mine)) ** 0.5
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_samples_have_each_components_covariance(shared: bool) -> None:
+    """In three dimensions, where principal axes are not their own transpose."""
+    root, n = rand(6, 2, 3, 3), 50_000
+    covs = root @ root.transpose(-1, -2) + 0.1 * torch.eye(3, dtype=D)
+    covs = covs[:1] if shared else covs
+    system = Mixture(rand(7, 2, 3), torch.ones(2), covs, torch.arange(2))
+    x1, label = system.sample(Streams(1, index=torch.arange(n), dtype=D))
+    assert label is not None
+    for k in (0, 1):
+        mine, truth = x1[label == k], covs[0 if shared else k]
+        v = truth.diagonal()
+        error = ((truth.square() + v[:, None] * v) / len(mine)).sqrt()
+        assert ((torch.cov(mine.T) - truth).abs() < 5.0 * error).all()
+
+
 def test_a_class_is_the_mixture_of_its_components() -> None:
     system = correlated()
     x, t = rand(3, 12, 2), torch.rand(12, dtype=D)

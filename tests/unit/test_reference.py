@@ -13,6 +13,7 @@ from saltus.exact import (
     MixtureMap1D,
     ReferenceMap,
     line_mixture,
+    reference,
     reference_density,
     reference_map,
     reference_mixture,
@@ -86,6 +87,20 @@ def test_shaped_samples_with_conditions_in_two_dimensions() -> None:
     z, gain = reference_density(system, x, s, t, cond, tolerance=1e-7)
     change = system.log_density(z, t, cond) - system.log_density(x, s, cond)
     torch.testing.assert_close(gain, change, rtol=0, atol=1e-5)
+
+
+def test_the_tableau_to_the_last_digit() -> None:
+    """c_i = sum_j a_ij = 2 sum_j a_ij c_j / c_i, quadrature to order 8, error weights that sum to 0."""
+    table = reference._DOP853
+    c, b = torch.tensor(table.c, dtype=D), torch.tensor(table.b, dtype=D)
+    a = torch.stack([torch.nn.functional.pad(torch.tensor(r, dtype=D), (0, 12 - len(r))) for r in table.a])
+    torch.testing.assert_close(a.sum(1), c, rtol=0, atol=2e-14)
+    torch.testing.assert_close((a @ c)[2:], c[2:].square() / 2.0, rtol=0, atol=2e-14)
+    for k in range(8):
+        assert abs(float(b @ c**k) - 1.0 / (k + 1)) < 1e-14
+    for weights, order in ((reference._FIFTH_ORDER_ERROR, 5), (reference._THIRD_ORDER_ERROR, 3)):
+        for k in range(order):
+            assert abs(float(torch.tensor(weights, dtype=D) @ c**k)) < 1e-14
 
 
 def test_a_divergence_of_ones_own() -> None:
