@@ -230,3 +230,35 @@ def test_every_way_compiles_whole(how: Derivative) -> None:
     parameters = list(loss.parameters())
     pairs = zip(torch.autograd.grad(traced, parameters), torch.autograd.grad(eager, parameters), strict=True)
     assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-13
+
+
+ARITHMETIC = {
+    "scaled": lambda x, w: 2.0 * x * w + x * 3,
+    "shifted": lambda x, w: (w + x) + (1.0 + x) + torch.add(x, w, alpha=2.0),
+    "subtracted": lambda x, w: (w - x) * (3.0 - x) * (x - w) + torch.sub(x, 1.0),
+    "divided": lambda x, w: x / w + torch.div(x, 3.0) + w / x + torch.div(x, w, rounding_mode=None),
+    "broadcast": lambda x, w: x.unsqueeze(1) * w + w.unsqueeze(0) - x.unsqueeze(1) / w.unsqueeze(0),
+    "of one number": lambda x, w: x * w.sum() - w.mean() + x.sum() * w,
+    "both": lambda x, w: x * x + x / (x + 3.0 + w) - (x - 2.0 * x),
+    "linear": lambda x, w: F.linear(x.expand(4, -1), w.outer(w), w) + F.linear(x, w.outer(w)),
+    "silu": lambda x, w: F.silu(w * x) + F.silu(w) + F.silu(x, inplace=False),
+    "precisions": lambda x, w: x.float() * w + x.float() - w,
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_rules_of_our_own_equal_pytorchs(name: str) -> None:
+    """Value, derivative and the gradient through both, to rounding, for moving and resting operands."""
+    f = ARITHMETIC[name]
+    found = []
+    for safe in (True, False):
+        x = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).requires_grad_()
+        w = torch.linspace(2.0, -1.5, 5, dtype=torch.float64).requires_grad_()
+        v = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
+        value, tangent = derivative(lambda x, w=w: f(x, w), (x,), (v,), Forward(safe=safe))
+        assert value.dtype == tangent.dtype
+        (value.square().sum() + (tangent * torch.cos(value)).sum()).backward()
+        found.append((value, tangent, x.grad, w.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert torch.allclose(ours, theirs, rtol=1e-12 if name != "precisions" else 1e-6, atol=1e-12)
