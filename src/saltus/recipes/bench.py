@@ -97,7 +97,7 @@ def mixture(
 
 def measure(name: str, seed: int, steps: int, batch: int) -> dict[str, Any]:
     """Train one method with one seed and measure its map."""
-    training = Training(steps=steps, batch=batch, seed=seed, ema=0.0)
+    training = Training(steps=steps, batch=batch, seed=seed, ema=0.0, precision="float32")
     made = assemble(system(), name, True, Network(), training, Output(quiet=True), {})
     begin = time.perf_counter()
     model = train(made, None)
