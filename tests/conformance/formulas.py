@@ -149,6 +149,10 @@ CASES: dict[str, tuple[Build, Reference]] = {
         lambda u, o, y: Diagonal(u, o, velocity=Own()),
         lambda m, L, S, r: {"diagonal": m.b(L, r.at(r.t), r.t) - m.b(T, r.at(r.t), r.t)},
     ),
+    "diagonal, of the head": (
+        lambda u, o, y: Diagonal(u, velocity=Head("v")),
+        lambda m, L, S, r: {"diagonal": m.b(L, r.at(r.t), r.t) - m.head(S, r.at(r.t), r.t, r.t)},
+    ),
     # Lagrangian
     "lagrangian, target": (
         lambda u, o, y: Lagrangian(u, gradient=Gradient.TARGET),

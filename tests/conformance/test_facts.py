@@ -29,7 +29,7 @@ from torch import Tensor
 from saltus.interpolants import Linear, path
 from saltus.legs import EULER, HEUN, Along, Jump, Line, Tableau
 from saltus.methods import discover
-from saltus.objectives import Eulerian, Lagrangian
+from saltus.objectives import Diagonal, Eulerian, Lagrangian
 from saltus.slots import Own, Teacher
 from saltus.states import State
 from saltus.times import Fraction
@@ -203,3 +203,19 @@ def test_permuting_rows_with_their_draws_permutes_the_terms(name: str) -> None:
         wanted = term.value[perm] if everyone else term.value
         assert torch.allclose(again[key].value, wanted, rtol=1e-12, atol=1e-14)
     assert loss(again).item() == pytest.approx(loss(terms).item(), rel=1e-12)
+
+
+def test_diagonal_of_every_method_takes_its_own_share() -> None:
+    """Rows with s = t: eta or the share in the signature, of every 2^j rows."""
+    shares = {"lsd": 0.75, "psd": 0.75, "esd": 0.75, "mean_flow": 0.75, "improved_mean_flow": 0.5}
+    shares |= {"alpha_flow": 0.5, "split_mean_flow": 0.5, "shortcut": 0.875}
+    for name, share in shares.items():
+        method = discover()[name]
+        objective = objective_of(method.build(Perturbed(gaussian().exact, C), **method.card.plain))
+        batch, rng = pairs(gaussian(), 64)
+        (diagonal,) = (
+            p for p in unfold(objective, batch, objective.draw(batch, rng)) if p.name == "diagonal"
+        )
+        assert len(diagonal.rows) == round(64 * share)
+        assert diagonal.weight == pytest.approx(share)
+        assert isinstance(diagonal.objective, Diagonal)

@@ -18,6 +18,7 @@ from systems import (
     loss,
     objective_of,
     pairs,
+    streams,
     unfold,
 )
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from saltus.methods.mean_flow import mean_flow
 from saltus.methods.psd import psd
 from saltus.methods.scm import scm
 from saltus.methods.shortcut import shortcut
-from saltus.objectives import Composition, Diagonal, Eulerian
+from saltus.objectives import Composition, Eulerian
 from saltus.tensors import like
 from saltus.times import Constant, Dyadic, Fraction, Midpoint
 from saltus.typing import Condition, FlowMap, Gradient, Objective, Output
@@ -193,6 +194,8 @@ def test_shortcut_is_the_official_loss() -> None:
     assert bool((torch.log2(d) == torch.log2(d).round()).all()) and float(d.min()) >= 2.0**-6
     assert float(((s / d) - (s / d).round()).abs().max()) == 0.0
     assert len(seen.rows) == ROWS // 8
+    first, last = seen.objective.times(streams(2000))  # type: ignore[attr-defined]
+    assert sorted(set((last - first).tolist())) == [2.0**-j for j in range(6, -1, -1)]
     average = student.average
     with torch.no_grad():
         b1 = average(x, s, s + d / 2)
@@ -237,6 +240,30 @@ def test_alpha_flow_has_the_gradient_of_its_own_loss(alpha: float) -> None:
             assert_same_gradient(value.mean(), (alpha * off / (off + 1e-2).detach()).mean(), student)
         else:
             assert_same_gradient(value.mean(), (off / alpha).mean(), student)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "term"),
+    [
+        ("tvm", "lagrangian", "lagrangian"),
+        ("shortcut", "composition", "composition"),
+        ("consistency_training", "all", "eulerian"),
+    ],
+)
+def test_moving_averages_bootstrap_and_follow(name: str, part: str, term: str) -> None:
+    """The target of a loss is a copy that its game moves: another copy, another target."""
+    student = student_of()
+    game = discover()[name].build(student)
+    (follow,) = game.moves[0].after
+    assert follow.source is student and follow.target is not student
+    seen = parts(game)[part]
+    before = seen.objective(seen.batch, seen.draws)[term].value.detach()
+    follow.target.c.data += 0.5
+    after = seen.objective(seen.batch, seen.draws)[term].value.detach()
+    assert float((after - before).abs().max()) > 1e-3
+    follow()
+    close = (1.0 - follow.decay) * student.c + follow.decay * (student.c + 0.5)
+    assert torch.allclose(follow.target.c, close, rtol=1e-12)
 
 
 # Consistency models, in EDM's variables: x = x1 + sigma x0, sigma = (1 - s)/s, D(x, sigma) = X_{s,1}(s x)
@@ -369,19 +396,3 @@ def test_learned_log_variance_leaves_the_exact_map_stationary_and_weighs_by_its_
     w = weight.log_variance(s, t)
     of_plain = plain.objective(plain.batch, plain.draws)["lagrangian"].value
     assert_same(seen, torch.exp(-w.detach()) * of_plain + w.detach(), student, "lagrangian")
-
-
-def test_diagonal_of_every_method_takes_its_own_share() -> None:
-    """Rows with s = t: eta or the share in the signature, of every 2^j rows."""
-    shares = {"lsd": 0.75, "psd": 0.75, "esd": 0.75, "mean_flow": 0.75, "improved_mean_flow": 0.5}
-    shares |= {"alpha_flow": 0.5, "split_mean_flow": 0.5, "shortcut": 0.875}
-    for name, share in shares.items():
-        method = discover()[name]
-        objective = objective_of(method.build(student_of(), **method.card.plain))
-        batch, rng = pairs(SYSTEM, 64)
-        (diagonal,) = (
-            p for p in unfold(objective, batch, objective.draw(batch, rng)) if p.name == "diagonal"
-        )
-        assert len(diagonal.rows) == round(64 * share)
-        assert diagonal.weight == pytest.approx(share)
-        assert isinstance(diagonal.objective, Diagonal)
