@@ -11,8 +11,8 @@ time are one, and s = t gives b_s(x). Along the way the mean divergence of b giv
 
 The method is Dormand and Prince's pair of order 8 with its error estimates of orders 5 and 3, with
 step sizes of its own in every row. **Stated error:** at the default tolerance X, u and the log-density
-are within 1e-8 of the truth for the systems of :mod:`saltus.exact`
-(measured against closed forms: 1e-10 or less, 6e-9 for VE from 80 to 0.002); it scales with the tolerance and with the Lipschitz
+are within 1e-8 of the truth for the systems of :mod:`saltus.exact` (measured against closed forms:
+1e-10 or less, 6e-9 for VE from 80 to 0.002); it scales with the tolerance and with the Lipschitz
 constant of the flow.
 
 References:
