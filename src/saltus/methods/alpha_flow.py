@@ -39,7 +39,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=0.5),
     threshold=None,
-    quick_threshold=None,
+    quick_threshold=0.68,
     bias="finite steps along the line of a pair: O(alpha); the adaptive weight in low dimension",
     plain={"weight": Squared(), "times": Uniform()},
     second_hand=("share of diagonal rows 0.5", "finite step at the floor instead of the derivative"),

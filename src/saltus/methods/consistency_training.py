@@ -38,7 +38,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
     threshold=0.65,
-    quick_threshold=1.8,
+    quick_threshold=1.51,
     bias="finite steps along the line of a pair: O(d)",
     plain={"decay": 0.95},
     second_hand=("constant decay of the moving average",),

@@ -40,7 +40,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25, stopped_jvp=0.25),
     threshold=None,
-    quick_threshold=None,
+    quick_threshold=0.5,
 )
 
 

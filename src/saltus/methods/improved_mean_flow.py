@@ -35,7 +35,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=0.5, live_jvp=0.5, stopped=0.5),
     threshold=0.40,
-    quick_threshold=1.2,
+    quick_threshold=0.58,
     bias="p = 1 divides rows by their own error, which moves the fixed point in low dimension",
     plain={"weight": Squared(), "times": Uniform()},
 )

@@ -37,7 +37,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25),
     threshold=0.40,
-    quick_threshold=1.2,
+    quick_threshold=0.59,
 )
 
 

@@ -36,7 +36,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped_jvp=0.25),
     threshold=0.40,
-    quick_threshold=1.2,
+    quick_threshold=0.57,
     bias="p = 1 divides rows by their own error, which moves the fixed point in low dimension",
     plain={"weight": Squared(), "times": Uniform()},
 )

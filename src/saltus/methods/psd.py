@@ -36,7 +36,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=0.5),
     threshold=0.48,
-    quick_threshold=1.4,
+    quick_threshold=0.59,
 )
 
 

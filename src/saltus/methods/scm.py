@@ -49,7 +49,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped_jvp=1.0),
     threshold=None,
-    quick_threshold=1.8,
+    quick_threshold=0.59,
     bias="normalised tangents of noisy rows move the fixed point in low dimension",
     plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None},
     second_hand=("length of the warm-up as a share of the run", "the warm-up's form before it ends"),

@@ -37,7 +37,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=0.25),
     threshold=0.48,
-    quick_threshold=1.6,
+    quick_threshold=0.84,
     plain={"clip": None, "decay": 0.95},
 )
 

@@ -33,7 +33,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0),
     threshold=0.48,
-    quick_threshold=1.4,
+    quick_threshold=0.51,
     second_hand=("share of diagonal rows 0.5",),
 )
 

@@ -36,7 +36,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, live_jvp=1.0, stopped=1.0),
     threshold=0.40,
-    quick_threshold=1.2,
+    quick_threshold=0.71,
     second_hand=("the loss", "decay 0.99", "stop-gradient at the end velocity"),
 )
 

@@ -25,8 +25,8 @@ from saltus.streams import Streams
 __all__ = ["bench", "mixture"]
 
 COUNTS = (1, 2, 4)
-FULL, QUICK = 2500, 300
-"""Steps that the cards' two thresholds refer to."""
+FULL, QUICK = (2500, 1e-3), (300, 5e-3)
+"""Steps and learning rates that the cards' two thresholds refer to."""
 NOISE = 2**31
 """First index of the evaluation's streams."""
 
@@ -39,7 +39,7 @@ so an interrupted bench goes on where it was.
 
 examples:
   saltus bench mixture --methods lsd mean_flow --seeds 0 1 2
-  saltus bench mixture --steps 300 --seeds 0 --out runs/quick.jsonl
+  saltus bench mixture --steps 300 --lr 5e-3 --seeds 0 --out runs/quick.jsonl
 """
 
 
@@ -57,7 +57,8 @@ def bench(args: Sequence[str]) -> int:
 def mixture(
     methods: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = FULL,
+    steps: int = FULL[0],
+    lr: float = FULL[1],
     batch: int = 512,
     out: Path = Path("runs/bench-mixture.jsonl"),
     markdown: Flag = False,
@@ -74,6 +75,7 @@ def mixture(
         methods: Which; all by default.
         seeds: One training each.
         steps: Optimiser steps.
+        lr: Learning rate at the start; it falls along a cosine.
         batch: Rows of data in a step.
         out: The results, one JSON line for each method and seed; read first.
         markdown: Print the table as GitHub-flavoured Markdown.
@@ -83,21 +85,22 @@ def mixture(
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         for seed in seeds:
-            if (name, seed, steps, batch) not in known:
-                row = measure(name, seed, steps, batch)
-                known[name, seed, steps, batch] = row
+            if (name, seed, steps, lr, batch) not in known:
+                row = measure(name, seed, steps, lr, batch)
+                known[name, seed, steps, lr, batch] = row
                 _append(out, row)
                 error = figure(row["rmse"]["1"])
                 print(f"{name}, seed {seed}: map RMSE {error} at one step, trained in {row['seconds']:.0f} s")
-    rows = [[known[name, seed, steps, batch] for seed in seeds] for name in names]
-    shown = _table(names, rows, steps, batch)
+    rows = [[known[name, seed, steps, lr, batch] for seed in seeds] for name in names]
+    shown = _table(names, rows, steps, lr, batch)
     print(shown.markdown()) if markdown else shown.show()
-    return int(any(_verdict(name, found, steps) is False for name, found in zip(names, rows, strict=True)))
+    verdicts = [_verdict(name, found, steps, lr) for name, found in zip(names, rows, strict=True)]
+    return int(False in verdicts)
 
 
-def measure(name: str, seed: int, steps: int, batch: int) -> dict[str, Any]:
+def measure(name: str, seed: int, steps: int, lr: float, batch: int) -> dict[str, Any]:
     """Train one method with one seed and measure its map."""
-    training = Training(steps=steps, batch=batch, seed=seed, ema=0.0, precision="float32")
+    training = Training(steps=steps, batch=batch, lr=lr, seed=seed, ema=0.0, precision="float32")
     made = assemble(system(), name, True, Network(), training, Output(quiet=True), {})
     begin = time.perf_counter()
     model = train(made, None)
@@ -107,6 +110,7 @@ def measure(name: str, seed: int, steps: int, batch: int) -> dict[str, Any]:
         "method": name,
         "seed": seed,
         "steps": steps,
+        "lr": lr,
         "batch": batch,
         "rmse": {str(k): f["map RMSE"] for k, f in found.items()},
         "sw": {str(k): f["sliced W2"] for k, f in found.items()},
@@ -122,7 +126,7 @@ def _figures(made: Experiment, model: Any, k: int) -> dict[str, float]:  # noqa:
     return judge.figures(Drawn(x0, draw(model, made.method.card, x0, k, None, rng, made.interpolant)))
 
 
-def _read(path: Path) -> dict[tuple[str, int, int, int], dict[str, Any]]:
+def _read(path: Path) -> dict[tuple[str, int, int, float, int], dict[str, Any]]:
     """The results that are there; a line cut short by an interruption is passed over."""
     if not path.exists():
         return {}
@@ -130,7 +134,7 @@ def _read(path: Path) -> dict[tuple[str, int, int, int], dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-            found[row["method"], row["seed"], row["steps"], row["batch"]] = row
+            found[row["method"], row["seed"], row["steps"], row["lr"], row["batch"]] = row
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return found
@@ -143,15 +147,15 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(("" if whole else "\n") + json.dumps(row) + "\n")
 
 
-def _limit(name: str, steps: int) -> float | None:
+def _limit(name: str, steps: int, lr: float) -> float | None:
     """The method's threshold for this budget, None where there is none."""
     card = load(name).card
-    return card.threshold if steps >= FULL else card.quick_threshold if steps == QUICK else None
+    return card.threshold if steps >= FULL[0] else card.quick_threshold if (steps, lr) == QUICK else None
 
 
-def _verdict(name: str, rows: Sequence[dict[str, Any]], steps: int) -> bool | None:
+def _verdict(name: str, rows: Sequence[dict[str, Any]], steps: int, lr: float) -> bool | None:
     """Whether the mean one-step error is within the method's threshold for this budget, None without one."""
-    limit = _limit(name, steps)
+    limit = _limit(name, steps, lr)
     return None if limit is None else statistics.fmean(r["rmse"]["1"] for r in rows) <= limit
 
 
@@ -163,16 +167,18 @@ def _spread(values: Sequence[float | None]) -> str | None:
     return f"{mean} ({figure((max(known) - min(known)) / 2)})" if len(known) > 1 else mean
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[dict[str, Any]]], steps: int, batch: int) -> Table:
+def _table(
+    names: Sequence[str], rows: Sequence[Sequence[dict[str, Any]]], steps: int, lr: float, batch: int
+) -> Table:
     cells: list[list[Cell]] = []
     for name, found in zip(names, rows, strict=True):
-        ok = _verdict(name, found, steps)
+        ok = _verdict(name, found, steps, lr)
         figures = [_spread([r[kind].get(str(k)) for r in found]) for kind in ("rmse", "sw") for k in COUNTS]
         verdict = None if ok is None else "holds" if ok else "MISSED"
         seconds = statistics.fmean(r["seconds"] for r in found)
-        cells.append([name, *figures, _limit(name, steps), verdict, seconds])
+        cells.append([name, *figures, _limit(name, steps, lr), verdict, seconds])
     heads = ("method", *(f"RMSE {k}" for k in COUNTS), *(f"SW {k}" for k in COUNTS), "at most", "", "seconds")
     seeds = len(rows[0])
-    title = f"Reference mixture, {steps:,} steps of batch {batch}, {seeds} seed{'s' * (seeds > 1)}"
+    title = f"Reference mixture, {steps:,} steps of batch {batch} at {lr:g}, {seeds} seed{'s' * (seeds > 1)}"
     note = "RMSE and SW (sliced Wasserstein) at 1, 2 and 4 steps: mean over seeds (half the range)."
     return Table(heads, cells, title, note)
