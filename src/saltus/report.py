@@ -72,8 +72,8 @@ class Table:
 def figure(cell: Cell) -> str:
     """A number with three significant digits, a dash for None, words as they are.
 
-    >>> [figure(v) for v in (0.0123456, 4.6, 1234.5, 0.0, None, 7, "x")]
-    ['0.0123', '4.60', '1234', '0', '–', '7', 'x']
+    >>> [figure(v) for v in (0.0123456, 4.6, 1234.5, 2.5e6, 0.0, None, 7, "x")]
+    ['0.0123', '4.60', '1234', '2.5e+06', '0', '–', '7', 'x']
     """
     if cell is None:
         return "–"
@@ -82,10 +82,10 @@ def figure(cell: Cell) -> str:
     if cell == 0.0:
         return "0"
     size = abs(cell)
+    if size < 1e-3 or 1e5 <= size < float("inf"):
+        return f"{cell:.1e}"
     if size >= 1000 or size != size:
         return f"{cell:.0f}"
-    if size < 1e-3:
-        return f"{cell:.1e}"
     places = 2 if size >= 1 else 3 if size >= 0.1 else 4
     if size >= 10:
         places = 1
