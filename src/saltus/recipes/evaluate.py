@@ -36,11 +36,12 @@ __all__ = [
 ]
 
 STEPS = (1, 2, 4, 8)
-"""The step counts of every table, where the card allows them."""
+"""The step counts of pictures, where the card allows them."""
 PICTURED = (1, 4)
 ODE_STEPS = 64
-OWN, EULERS, SOLVER, REAL = "own", "euler", "solver", "real"
-"""Groups of rows: the method's sampler, Euler on its velocity, Heun on its velocity, fresh data."""
+OWN, EULERS, SOLVER, REAL, PUBLISHED = "own", "euler", "solver", "real", "published"
+"""Groups of rows: the method's sampler, Euler on its velocity, Heun on its velocity, fresh data, and what
+the method's authors print."""
 NAMES = {Sampler.JUMPS: "jump", Sampler.RENOISE: "re-noised jump", Sampler.ODE: "Euler step"}
 JUDGED = 2**31
 """First index of the streams of an evaluation, far from those of training."""
@@ -99,10 +100,16 @@ class Row:
 
 
 def samplers(
-    model: NetworkMap, card: Card, x0: Tensor, cond: Condition | None, rng: Streams, interpolant: Interpolant
+    model: NetworkMap,
+    card: Card,
+    x0: Tensor,
+    cond: Condition | None,
+    rng: Streams,
+    interpolant: Interpolant,
+    steps: tuple[int, ...] = STEPS,
 ) -> list[Row]:
     """Every way to sample a map that makes sense: the card's, and integration where u_{t,t} is learned."""
-    counts = [k for k in STEPS if k in card.steps]
+    counts = [k for k in steps if k in card.steps]
     name = NAMES[card.sampler]
     rows = [
         Row(_count(k, name), OWN, k, partial(draw, model, card, x0, k, cond, rng, interpolant), k in PICTURED)
@@ -135,10 +142,12 @@ def evaluate(
     """
     rng = Streams(seed, index=torch.arange(JUDGED, JUDGED + judge.count))
     x0 = prior(rng, shape, interpolant)
-    for row in samplers(model, card, x0, asked(judge.labels), rng, interpolant):
+    for row in samplers(model, card, x0, asked(judge.labels), rng, interpolant, judge.counts):
         x, ms = _timed(row.sample, len(x0))
         yield Measured(row.label, row.group, row.steps, judge.figures(Drawn(x0, x, judge.labels)), ms)
     yield Measured("real data", REAL, 0, judge.real())
+    for k, figures in judge.published.items():
+        yield Measured(f"in print, {_count(k, NAMES[card.sampler])}", PUBLISHED, k, figures)
 
 
 def _count(k: int, thing: str) -> str:

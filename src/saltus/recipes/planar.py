@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +84,8 @@ def planar(
     exact: FlowMap | None = None,
     further: Callable[[Tensor], dict[str, float]] | None = None,
     count: int = 4096,
+    counts: tuple[int, ...] = (1, 2, 4, 8),
+    published: Mapping[int, dict[str, float]] | None = None,
 ) -> System:
     """A system of points in the plane.
 
@@ -94,11 +96,13 @@ def planar(
         exact: the exact flow map, if there is one.
         further: other figures of samples, if any.
         count: of samples in an evaluation.
+        counts: the step counts of its table.
+        published: figures in print, by step count.
     """
 
     def judge() -> Judge:
         truth = PlanarTruth(data, count, exact, further)
-        return Judge(count, None, truth.figures, truth.real)
+        return Judge(count, None, truth.figures, truth.real, counts, published or {})
 
     return System(
         name,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -37,12 +37,16 @@ class Judge:
         labels: the classes to ask for, int64 [count], or None.
         figures: of samples, by name.
         real: the same figures for fresh data in place of samples: what perfection scores.
+        counts: the step counts of its table, where the method's card allows them.
+        published: figures in print, by step count.
     """
 
     count: int
     labels: Tensor | None
     figures: Callable[[Drawn], dict[str, float]]
     real: Callable[[], dict[str, float]]
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    published: Mapping[int, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
