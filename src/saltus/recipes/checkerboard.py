@@ -34,14 +34,14 @@ def checkerboard(
     method: str = "lsd",
     plain: bool = True,
     network: Network = Network(size="base"),
-    training: Training = Training(steps=8000, batch=2048),
+    training: Training = Training(steps=20_000, batch=2048),
     output: Output = Output(),
 ) -> Experiment:
     """Learn the checkerboard on [-1, 1]^2.
 
     KL is the divergence of 64,000 samples on 50 x 50 cells from the board's exact probabilities, the
     protocol of arXiv 2505.18825, whose figures stand below ours in the table: 150,000 steps of batch
-    100,000 on a GPU, beside the 8,000 steps of batch 2,048 that are the default here.
+    100,000 on a GPU, beside the 20,000 steps of batch 2,048 that are the default here.
 
     examples:
       saltus run checkerboard-lsd
