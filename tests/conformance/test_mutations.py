@@ -104,9 +104,9 @@ def test_every_mutant_is_killed(mutant: Mutant) -> None:
 def test_the_original_survives_and_the_checks_are_quick() -> None:
     """The same machinery with nothing changed: no check fails, and none takes long."""
     for module in sorted({m.module for m in MUTANTS}):
-        begin = time.perf_counter()
+        begin = time.process_time()
         assert survives(Mutant(module, "", "")), module
-        assert time.perf_counter() - begin < 2.0 * SECONDS, module
+        assert time.process_time() - begin < SECONDS, module
 
 
 def test_there_are_enough_mutants_of_every_kind() -> None:

@@ -115,7 +115,8 @@ class Eulerian:
             h = h * self.warm_up(batch.progress).to(h)
         own, span = self.target or self.student, Span(s, t)
         with torch.set_grad_enabled(self.gradient is Gradient.FULL and torch.is_grad_enabled()):
-            w, v = self.tangent(own, state, s, cond), self.velocity(own, state, s, cond)
+            w = self.tangent(own, state, s, cond)
+            v = w if self.velocity is self.tangent else self.velocity(own, state, s, cond)
         if self.head is not None:
             error, of_head = self._with_head(state, s, t, w, v, h, cond)
             terms = {"eulerian": error, self.head: of_head}
