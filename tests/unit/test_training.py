@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from saltus import autodiff
 from saltus.games import Follow, Game, Move, Project, as_game
 from saltus.nn import MLP
 from saltus.streams import Streams
@@ -25,6 +26,7 @@ from saltus.training import (
     RAdam,
     fit,
     initialised,
+    loop,
 )
 from saltus.typing import Batch, Draws, Term
 
@@ -298,10 +300,7 @@ def test_a_step_never_waits_for_the_device() -> None:
 
 
 def test_compiled_loss_is_one_graph_and_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_module = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda m: compile_module(m, backend="aot_eager", fullgraph=True)
-    )
+    monkeypatch.setattr(loop, "compiled", lambda module: autodiff.compiled(module, backend="aot_eager"))
     eager, compiled = linear(), linear()
     losses = run(eager, 5)[1]
     assert run(compiled, 5, compile=True)[1] == pytest.approx(losses, rel=1e-13)

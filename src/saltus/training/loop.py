@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from saltus.autodiff import compiled
 from saltus.games import Game, Move
 from saltus.streams import Streams
 from saltus.tensors import upcast
@@ -92,9 +93,8 @@ class Player:
                 f"move {move.name!r}: expected a module with trainable parameters, got none; "
                 "leave a frozen module out of the game"
             )
-        self.loss = LossModule(move, precision)
-        if compile:
-            self.loss.compile()
+        loss = LossModule(move, precision)
+        self.loss = compiled(loss) if compile else loss
         self.optimizer = (move.optimizer or optimizer)(self.parameters)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._first: dict[tuple[str, ...], Tensor] = {}
@@ -235,7 +235,8 @@ def fit(
         schedule: progress -> factor on every optimiser's learning rates; constant by default.
         clip: largest norm of a move's gradient; None leaves it alone.
         precision: of the losses.
-        compile: whether each move's loss goes through ``torch.compile``.
+        compile: whether each move's loss goes through :func:`saltus.autodiff.compiled`, which takes half
+            a minute before the first step.
         start: the first step to play.
 
     Raises:
