@@ -1,4 +1,4 @@
-"""Every method's loss compiles as one graph, derivatives included, and equals its eager value and gradient."""
+"""Every method's loss compiles as one graph, derivatives included, with the eager value and gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_compiled_loss_equals_eager(name: str) -> None:
     network = initialised(0, lambda: MLP((2,), width=16, depth=2, classes=3, heads=heads))
     student = AverageVelocity(network).double()
     with torch.no_grad():
-        for k, p in enumerate(student.parameters()):  # the output layer starts at zero, where much is invisible
+        for k, p in enumerate(student.parameters()):  # at the start the output is zero: much is hidden
             p.copy_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k), dtype=p.dtype))
     (move,) = as_game(method.build(student), student).moves
     loss = LossModule(move)

@@ -79,6 +79,7 @@ class Player:
     Attributes:
         move: who it is.
         loss: the :class:`LossModule`, compiled if asked for.
+        precision: that its networks run in.
         parameters: those that it trains.
         optimizer: over these parameters; its rates are set from the schedule at every step.
     """
@@ -94,7 +95,8 @@ class Player:
                 "leave a frozen module out of the game"
             )
         loss = LossModule(move, precision)
-        self.loss = compiled(loss) if compile else loss
+        self.precision = loss.precision
+        self.loss: nn.Module = compiled(loss) if compile else loss
         self.optimizer = (move.optimizer or optimizer)(self.parameters)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._first: dict[tuple[str, ...], Tensor] = {}
@@ -199,7 +201,7 @@ class Fit(Iterator[Step]):
             )
         if self._game.prepare is None:
             return batch
-        with torch.no_grad(), self.players[0].loss.precision.context(rng.device):
+        with torch.no_grad(), self.players[0].precision.context(rng.device):
             return self._game.prepare(batch)
 
 
