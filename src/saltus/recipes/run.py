@@ -113,7 +113,7 @@ def preview(made: Experiment) -> None:
     print(f"  method       {made.method.card.title}: {made.method.card.paper}")
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
     print(f"  steps        {rows}, {cost:g} network evaluations a row")
-    print(f"  precision    {steps.players[0].loss.precision.value}, {torch.get_num_threads()} threads")
+    print(f"  precision    {steps.players[0].precision.value}, {torch.get_num_threads()} threads")
     whole = clock(each * made.training.steps)
     print(f"  time         about {whole} here ({1e3 * each:.1f} ms a step, measured now)")
 
