@@ -7,7 +7,6 @@ same noise. One Euler step of the exact velocity has 1.97; the spread of the dat
 
 from __future__ import annotations
 
-
 import pytest
 
 from saltus.methods import discover
