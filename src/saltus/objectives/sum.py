@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,6 +87,9 @@ class Sum:
         return terms
 
 
+_HALVES = ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF))
+
+
 def assign(index: Tensor, shares: list[float]) -> Tensor:
     """Which share each global sample belongs to, int64 [n]: proportional in every run of samples.
 
@@ -95,9 +99,8 @@ def assign(index: Tensor, shares: list[float]) -> Tensor:
     >>> assign(torch.arange(8), [0.75, 0.25])
     tensor([0, 0, 0, 1, 0, 0, 0, 1])
     """
-    place, bits = torch.zeros(index.shape, dtype=torch.float64), index.clone()
-    for level in range(1, 33):
-        place += (bits & 1).double() * 2.0**-level
-        bits = bits >> 1
-    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
-    return torch.searchsorted(edges, place, right=True)
+    bits = index.numpy() & 0xFFFFFFFF
+    for width, mask in _HALVES:  # swap neighbouring runs of 1, 2, 4, 8 and 16 bits
+        bits = ((bits >> width) & mask) | ((bits & mask) << width)
+    edges = np.cumsum(shares[:-1])
+    return torch.from_numpy(np.searchsorted(edges, bits * 2.0**-32, side="right"))
