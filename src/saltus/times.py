@@ -46,6 +46,7 @@ __all__ = [
     "Uniform",
     "UniformSplit",
     "linear_time",
+    "resolved",
     "trigonometric_time",
 ]
 
@@ -265,9 +266,22 @@ class Midpoint:
 
 
 class StepLaw(Protocol):
-    """The finite step d in (0, t - s], [B], from (s, t) [B] and progress (0-d)."""
+    """The finite step d in [0, t - s], [B], from (s, t) [B] and progress (0-d); 0 only by rounding."""
 
     def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor: ...
+
+
+def resolved(d: Tensor) -> tuple[Tensor, Tensor]:
+    """The steps, none shorter than 16 roundings of 1, and which rows were that long, [B] and bool [B].
+
+    Times near 1 are whole multiples of a rounding, and two draws of a pair law may be equal: over a shorter
+    step a difference quotient is noise, over none it is 0/0. Such rows say nothing and are left out.
+
+    >>> resolved(torch.tensor([0.0, 0.5]))[1]
+    tensor([False,  True])
+    """
+    least = 16.0 * torch.finfo(d.dtype).eps
+    return d.clamp(min=least), d >= least
 
 
 @dataclass(frozen=True)

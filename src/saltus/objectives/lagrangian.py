@@ -11,7 +11,8 @@ and with a finite step d, m = t - d, in target form
     u - sg( b_m(X_{s,m}) - (h - d)(u_{s,t} - u_{s,m})/d ),
 
 which is the jump to m followed by an Euler step of length d, rescaled so that its error in u does not
-vanish with d. As d -> 0 it is TARGET.
+vanish with d. As d -> 0 it is TARGET. Rows whose step is below the resolution of their times have the
+error 0.
 
 References:
     Boffi, Albergo and Vanden-Eijnden, 2025, arXiv 2505.18825, eqs. (13), (26), (27), (94).
@@ -33,7 +34,7 @@ from saltus.slots import Own, Slot
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
 from saltus.tensors import like, sg
-from saltus.times import PairLaw, StepLaw, Triangle
+from saltus.times import PairLaw, StepLaw, Triangle, resolved
 from saltus.typing import Batch, Condition, Draws, FlowMap, Gradient, Term
 from saltus.weights import Span, Squared, Weight
 
@@ -89,8 +90,9 @@ class Lagrangian:
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
         if self.step is not None:
-            d = self.step(s, t, batch.progress)
-            error, span = self._finite(state, s, t, d, cond), Span(s, t, d)
+            d, seen = resolved(self.step(s, t, batch.progress))
+            error = torch.where(like(seen, state.x), self._finite(state, s, t, d, cond), 0.0)
+            span = Span(s, t, d)
         else:
             error, span = self._differential(state, s, t, cond), Span(s, t)
         return {"lagrangian": Term(self.weight(error, span))}
