@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from saltus.objectives import Sum
 from saltus.typing import Batch, Objective
 
-__all__ = ["After", "Follow", "Game", "Move", "Project", "as_game"]
+__all__ = ["After", "Follow", "Game", "Move", "Project", "as_game", "student_move"]
 
 
 class After(Protocol):
@@ -95,19 +95,24 @@ class Project:
 
 
 def learned_weights(objective: Objective) -> list[nn.Module]:
-    """The modules in the role ``weight`` of an objective, or of the parts of a sum, each once."""
+    """The modules in the role ``weight`` of an objective, or of the parts of a sum, each once; also where a
+    weight is the inner one of others."""
     if isinstance(objective, Sum):
         found = [module for part in objective.parts for module in learned_weights(part.objective)]
         return list({id(module): module for module in found}.values())
     weight = vars(objective).get("weight")
-    return [weight] if isinstance(weight, nn.Module) else []
+    while weight is not None and not isinstance(weight, nn.Module):
+        weight = vars(weight).get("inner")
+    return [] if weight is None else [weight]
+
+
+def student_move(student: nn.Module, objective: Objective, after: tuple[After, ...] = ()) -> Move:
+    """The student's move, which also trains what learns in the role ``weight`` of its objective."""
+    learned = learned_weights(objective)
+    module = nn.ModuleList([student, *learned]) if learned else student
+    return Move(name="student", module=module, objective=objective, after=after)
 
 
 def as_game(objective: Objective | Game, student: nn.Module) -> Game:
-    """A game from whatever a method returned. A bare objective is played by the student, whose move also
-    trains what learns in the role ``weight``."""
-    if isinstance(objective, Game):
-        return objective
-    learned = learned_weights(objective)
-    module = nn.ModuleList([student, *learned]) if learned else student
-    return Game(moves=(Move(name="student", module=module, objective=objective),))
+    """A game from whatever a method returned. A bare objective is played by the student."""
+    return objective if isinstance(objective, Game) else Game(moves=(student_move(student, objective),))

@@ -24,11 +24,12 @@ from systems import (
 from torch import Tensor
 
 from saltus.couplings import MinibatchOT
+from saltus.games import as_game
 from saltus.interpolants import Trigonometric
 from saltus.methods import Cost, Need, discover
 from saltus.tensors import like
 from saltus.typing import Condition, Objective, Output
-from saltus.weights import PseudoHuber
+from saltus.weights import LearnedLogVariance, PseudoHuber, Scaled
 
 METHODS = discover()
 C = torch.tensor([0.3, -0.2, 0.3, 0.2, -0.3, 0.3, 0.2, -0.3], dtype=torch.float64)
@@ -75,6 +76,19 @@ def test_methods_are_stationary_on_the_trigonometric_interpolant_too(name: str) 
             mean, error = means(values, controls)
             assert bool((mean.abs() <= 5.0 * error + 1e-8).all()), (seen.name, term, mean / error)
             assert float(error.norm()) < 0.02
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "inside another"])
+def test_a_learned_weight_is_trained_by_the_move_of_the_student(name: str, wrapped: bool) -> None:
+    """Also by methods that return a game of their own, and also where another weight holds it."""
+    learned = LearnedLogVariance()
+    student = Perturbed(gaussian().exact, C)
+    weight = Scaled(Scaled(learned)) if wrapped else learned
+    (move,) = as_game(METHODS[name].build(student, weight=weight), student).moves
+    trained = [id(p) for p in move.module.parameters()]
+    assert len(trained) == len(set(trained))
+    assert {id(p) for p in (*student.parameters(), *learned.parameters())} == set(trained)
 
 
 @dataclass

@@ -20,7 +20,7 @@ import math
 from copy import deepcopy
 
 from saltus.couplings import Coupling, Independent
-from saltus.games import Follow, Game, Move
+from saltus.games import Follow, Game, student_move
 from saltus.guidance import LabelDropout
 from saltus.legs import Line
 from saltus.maps import NetworkMap
@@ -77,4 +77,4 @@ def consistency_training(
         weight=weight,
         guidance=dropout,
     )
-    return Game((Move("student", student, loss, after=(Follow(target, student, decay),)),))
+    return Game((student_move(student, loss, after=(Follow(target, student, decay),)),))

@@ -19,7 +19,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 from saltus.couplings import Coupling, Independent
-from saltus.games import Follow, Game, Move
+from saltus.games import Follow, Game, student_move
 from saltus.guidance import LabelDropout
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import NetworkMap
@@ -90,4 +90,4 @@ def shortcut(
     )
     rest = 1.0 - bootstrap
     loss = Sum((Part("diagonal", smallest, rest, rest), Part("composition", jump, bootstrap, bootstrap)))
-    return Game((Move("student", student, loss, after=(Follow(target, student, decay),)),))
+    return Game((student_move(student, loss, after=(Follow(target, student, decay),)),))

@@ -1,9 +1,10 @@
-"""Terminal velocity matching: match the velocity at the end of a jump, and the data's at its start.
+"""Terminal velocity matching: match the velocity at the end of a jump, and the data's on the diagonal.
 
-    L = E | d_t X_{s,t}(I_s) - sg u'_{t,t}(X_{s,t}(I_s)) |^2 + E | u_{s,s}(I_s) - dI_s |^2
+    L = E | d_t X_{s,t}(I_s) - sg u'_{t,t}(X_{s,t}(I_s)) |^2 + E | u_{t,t}(I_t) - dI_t |^2
 
 The velocity at the end is that of a moving average u' of the student; the gradient passes through the
-time derivative. It is Lagrangian self-distillation with both terms on every row and a lagged end.
+time derivative. The second term has a uniform t of its own. It is Lagrangian self-distillation with both
+terms on every row and a lagged end.
 
 Use it like LSD, at three times its diagonal cost and with one more copy of the weights.
 
@@ -19,7 +20,7 @@ from copy import deepcopy
 
 from saltus.autodiff import Derivative, Forward
 from saltus.couplings import Coupling, Independent
-from saltus.games import Follow, Game, Move
+from saltus.games import Follow, Game, student_move
 from saltus.guidance import LabelDropout
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import NetworkMap
@@ -66,4 +67,4 @@ def tvm(
     start = Diagonal(student, None, interpolant, coupling, weight=weight, guidance=dropout)
     end = Lagrangian(student, target, interpolant, coupling, near=near, weight=weight)
     loss = Sum((Part("diagonal", start), Part("lagrangian", end)))
-    return Game((Move("student", student, loss, after=(Follow(target, student, decay),)),))
+    return Game((student_move(student, loss, after=(Follow(target, student, decay),)),))
