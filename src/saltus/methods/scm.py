@@ -16,8 +16,9 @@ several by re-noising; never compose jumps.
 
 References:
     Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models", 2024,
-    arXiv 2410.11081 (c = 0.1, log-normal(-1, 1.4^2) from scratch, warm-up 10,000 steps: here as the
-    share of the run that it was of 100,000).
+    arXiv 2410.11081 (c = 0.1, sd tan(a) log-normal(-1, 1.4^2) with sd = 0.5, so that log tan(a) has the
+    mean -1 - log(0.5) at any scale of the data, warm-up 10,000 steps: here as the share of the run that it
+    was of 100,000).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CARD = Card(
     threshold=None,
     quick_threshold=0.59,
     bias="normalised tangents of noisy rows move the fixed point in low dimension",
-    plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None},
+    plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None, "mean": -1.0},
     second_hand=("length of the warm-up as a share of the run", "the warm-up's form before it ends"),
 )
 
@@ -77,7 +78,7 @@ def scm(
     interpolant: Interpolant = Trigonometric(),
     time: Callable[[Tensor], Tensor] = trigonometric_time,
     coupling: Coupling = Independent(),
-    mean: float = -1.0,
+    mean: float = -1.0 - math.log(0.5),
     std: float = 1.4,
     near: Derivative = TwoPass(),
     warm_up: Schedule | None = Ramp(0.1),
@@ -91,7 +92,7 @@ def scm(
         interpolant: the path between prior and data.
         time: noise-to-signal ratio -> time of that interpolant.
         coupling: how noise and data are paired.
-        mean: of the logarithm of the noise-to-signal ratio.
+        mean: of the logarithm of the noise-to-signal ratio alpha/beta, which is tan(a).
         std: of the same.
         near: how the derivative is taken; it carries no gradient.
         warm_up: the factor on the derivative; None for 1.
