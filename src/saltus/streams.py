@@ -91,9 +91,14 @@ class Streams:
     def _place(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.dtype, non_blocking=True)
 
+    def _below_one(self, x: Tensor) -> Tensor:
+        """Numbers in [0, 1) placed, which rounding to float32 must not make 1: some schedules are singular
+        there."""
+        return self._place(x.clamp(max=1.0 - 0.5 * torch.finfo(self.dtype).eps))
+
     def uniform(self, name: str, *shape: int) -> Tensor:
-        """U(0, 1), [B, *shape]; never exactly 0, and 1 only by rounding to float32."""
-        return self._place(self._unit(name, shape))
+        """U(0, 1), [B, *shape]; never exactly 0 or 1."""
+        return self._below_one(self._unit(name, shape))
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """N(0, 1), [B, *shape], by the Box-Muller transform."""
@@ -117,7 +122,7 @@ class Streams:
         """U(0, 1), [B], spread evenly over the global batch: a golden-ratio sequence in the global
         index with one random shift a step. Each number alone is uniform."""
         shift = replace(self, index=torch.zeros(1, dtype=torch.int64))._unit(name, ())
-        return self._place((self.index.double() * _GOLDEN + shift).remainder(1.0))
+        return self._below_one((self.index.double() * _GOLDEN + shift).remainder(1.0))
 
     def permutation(self, name: str) -> Tensor:
         """A random order of the rows, int64 [B] (for couplings within a micro-batch)."""

@@ -91,6 +91,15 @@ def test_a_learned_weight_is_trained_by_the_move_of_the_student(name: str, wrapp
     assert {id(p) for p in (*student.parameters(), *learned.parameters())} == set(trained)
 
 
+def test_times_of_the_diagonal_are_even_over_the_batch() -> None:
+    """Stratified: no gap of the golden-ratio sequence is longer than 1.9/n, against log(n)/n of chance."""
+    (diagonal,) = objectives("flow_matching", Perturbed(gaussian().exact, C))
+    batch, rng = pairs(gaussian(), 256)
+    t = diagonal.draw(batch, rng)["t"]
+    assert isinstance(t, Tensor)
+    assert float(t.sort().values.diff().max()) < 1.9 / 256
+
+
 @dataclass
 class Calls:
     """Rows that went through a network, by kind of call."""

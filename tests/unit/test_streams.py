@@ -145,3 +145,19 @@ def test_a_permutation_is_one_and_is_random() -> None:
     assert torch.equal(order.sort().values, torch.arange(200)) and not torch.equal(order, torch.arange(200))
     first = torch.stack([Streams(0, k, torch.arange(5)).permutation("p")[0] for k in range(1000)])
     assert stats.chisquare(torch.bincount(first, minlength=5).numpy()).pvalue > 0.01
+
+
+def test_rounding_to_float32_makes_no_number_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At t = 1 dalpha of the variance-preserving interpolants is infinite: a row in 3e7 would stop a run."""
+    top = 1.0 - 2.0**-53
+    monkeypatch.setattr(
+        Streams, "_unit", lambda self, name, shape: torch.full((4, *shape), top, dtype=torch.float64)
+    )
+    for dtype, below in ((torch.float32, 1.0 - 2.0**-24), (torch.float64, top)):
+        rng = Streams(0, index=torch.arange(4), dtype=dtype)
+        assert float(rng.uniform("t").max()) == below < 1.0
+    single = Streams(0, index=torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr(
+        Streams, "_unit", lambda self, name, shape: torch.full((1,), top, dtype=torch.float64)
+    )
+    assert float(single.stratified("t").max()) == 1.0 - 2.0**-24
