@@ -115,6 +115,29 @@ def test_plain_network_sees_the_start_and_the_length_of_a_jump() -> None:
     assert torch.equal(seen[0], torch.cat(parts, -1))
 
 
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_bad_conditions_are_named(name: str) -> None:
+    net = build(name, "tiny", (1, 4, 4), classes=3, guidance=True)
+    x, t, zero = torch.randn(2, 1, 4, 4), torch.rand(2), torch.zeros(2, dtype=torch.int64)
+    wrong = {
+        "label: expected classes from 0 to 2, got 4": Condition(label=zero + 4),
+        "label: expected classes from 0 to 2, got -1": Condition(label=zero - 1),
+        r"label: expected int64 classes, got torch.float32": Condition(label=torch.zeros(2)),
+        r"label: expected shape \[2\]": Condition(label=zero[:1]),
+        r"w: expected shape \[2\]": Condition(label=zero, w=torch.ones(3)),
+        r"w: expected a tensor of shape \[2\], got float": Condition(label=zero, w=2.0),  # type: ignore[arg-type]
+    }
+    for words, cond in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            net(x, t, t, cond)
+    dropped = Condition(label=zero + 9, null=torch.tensor([True, True]))
+    assert torch.equal(net(x, t, t, dropped).u, net(x, t, t).u)
+    with pytest.raises(ValueError, match="network input: expected floating point, got torch.int64"):
+        net(x.long(), t, t)
+    with pytest.raises(ValueError, match="classes: expected at least 1, got 0"):
+        build(name, "tiny", (1, 4, 4), classes=0)
+
+
 def test_bad_construction_is_named() -> None:
     with pytest.raises(ValueError, match="network: expected one of mlp, .* got 'unte'; did you mean 'unet'"):
         build("unte", "tiny", (1, 8, 8))

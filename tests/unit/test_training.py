@@ -317,6 +317,10 @@ def test_impossible_runs() -> None:
         return source(rng).rows(torch.arange(2))
 
     wrong: list[tuple[str, Callable[[], object]]] = [
+        (
+            "Game, got LeastSquares; use .*as_game",
+            lambda: fit(LeastSquares(net), source, steps=1, seed=0, batch=4),  # type: ignore[arg-type]
+        ),
         ("start", lambda: fit(game, source, steps=3, seed=0, batch=4, start=5)),
         ("batch", lambda: fit(game, source, steps=3, seed=0, batch=0)),
         ("clip", lambda: fit(game, source, steps=3, seed=0, batch=4, clip=0.0)),

@@ -47,11 +47,13 @@ def sinusoidal(a: Tensor, size: int, max_frequency: float = 8.0) -> Tensor:
 
 
 def check_input(x: Tensor, s: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless x is [B, *shape] and s, t are times of its rows."""
+    """Raise a ValueError unless x is floating, [B, *shape], and s, t are times of its rows."""
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         fix = "x.unsqueeze(0)" if x.shape == shape else f"a network built for shape {tuple(x.shape[1:])}"
         want = ", ".join(("B", *map(str, shape)))
         raise ValueError(f"network input: expected [{want}], got {list(x.shape)}; use {fix}")
+    if not x.is_floating_point():
+        raise ValueError(f"network input: expected floating point, got {x.dtype}; use x.float()")
     check_times(x, s=s, t=t)
 
 
@@ -80,6 +82,8 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes: expected at least 1, got {classes}; None is a network without labels")
         self.classes = classes
         self.table = nn.Embedding(classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02 if width > 64 else 0.1)
@@ -89,9 +93,24 @@ class ClassEmbedding(nn.Module):
         if cond is None or cond.label is None:
             label = null
         else:
+            _check_rows(x, cond.label, "label")
             label = cond.label if cond.null is None else torch.where(cond.null, null, cond.label)
+            self._check_range(label)
         out: Tensor = self.table(label)
         return out
+
+    def _check_range(self, label: Tensor) -> None:
+        """Labels are 0, ..., classes - 1, or classes where dropped. Other devices are not waited for."""
+        if label.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"label: expected int64 classes, got {label.dtype}; use label.long()")
+        if torch.compiler.is_compiling() or label.device.type != "cpu" or not label.numel():
+            return
+        low, high = (int(end) for end in torch.aminmax(label))
+        if low < 0 or high > self.classes:
+            raise ValueError(
+                f"label: expected classes from 0 to {self.classes - 1}, got {low if low < 0 else high}; "
+                "number the classes from 0, or build the network with more of them"
+            )
 
 
 class Conditioning(nn.Module):
@@ -146,10 +165,25 @@ def check_label(labelled: bool, cond: Condition | None) -> None:
         )
 
 
+def _check_rows(x: Tensor, value: Tensor, name: str) -> None:
+    """Raise a ValueError unless value is a tensor with one number for each row of x."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name}: expected a tensor of shape [{x.shape[0]}], got {type(value).__name__}; "
+            f"use torch.full(({x.shape[0]},), {value!r})"
+        )
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name}: expected shape [{x.shape[0]}], one number a row of x {list(x.shape)}, "
+            f"got {list(value.shape)}; repeat it for every row"
+        )
+
+
 def guidance_features(x: Tensor, cond: Condition | None) -> Tensor:
     """Features [B, 6] of a = asinh(w - 1)/4: zero without guidance, 0.66 at w = 8, smooth everywhere."""
     if cond is None or cond.w is None:
         return small_features(torch.zeros(x.shape[:1], device=x.device))
+    _check_rows(x, cond.w, "w")
     return small_features(torch.asinh(cond.w - 1.0) / 4.0)
 
 

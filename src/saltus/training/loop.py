@@ -244,6 +244,10 @@ def fit(
     Raises:
         ValueError: for an impossible count, or a move without trainable parameters.
     """
+    if not isinstance(game, Game):
+        raise ValueError(
+            f"game: expected a Game, got {type(game).__name__}; use saltus.games.as_game(objective, student)"
+        )
     if not 0 <= start <= steps or batch < 1:
         raise ValueError(
             f"fit: expected 0 <= start <= steps and batch >= 1, got start={start}, steps={steps}, "
