@@ -73,6 +73,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"labels": torch.zeros(9, dtype=torch.int64)}, r"labels: expected int64 \[10\]"),
     ({"labels": torch.zeros(10)}, r"labels: expected int64 \[10\]"),
     ({"prior": 0.0}, "prior: expected a positive"),
+    ({"x": X.numpy()}, r"data: expected a torch.Tensor, got ndarray; use torch.as_tensor"),
+    ({"labels": torch.zeros(10).numpy()}, "labels: expected a torch.Tensor, got ndarray"),
+    ({"labels": torch.arange(10) - 1}, "labels: expected classes from 0, got -1"),
 ]
 
 

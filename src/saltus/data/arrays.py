@@ -21,6 +21,15 @@ def _order(seed: int, epoch: int, count: int) -> Tensor:
     return Streams(seed, step=epoch, index=torch.arange(count), prefix="data/").permutation("order")
 
 
+def _check_tensor(value: object, name: str) -> None:
+    """Raise a ValueError for an array of another library."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...), "
+            "and .float() for samples in double precision"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayData:
     """Batches of an array, in an order that is a function of (seed, step) alone.
@@ -48,6 +57,9 @@ class ArrayData:
 
     def __post_init__(self) -> None:
         x, labels = self.x, self.labels
+        _check_tensor(x, "data")
+        if labels is not None:
+            _check_tensor(labels, "labels")
         if x.ndim < 2 or x.numel() == 0:
             raise ValueError(f"data: expected samples [N, ...] with N >= 1, got shape {list(x.shape)}")
         if not x.is_floating_point() and x.dtype != torch.uint8:
@@ -67,6 +79,8 @@ class ArrayData:
                 f"labels: expected int64 [{len(x)}], one a row, got {labels.dtype} {list(labels.shape)}; "
                 "use labels.long() and one label a row"
             )
+        if labels is not None and int(labels.min()) < 0:
+            raise ValueError(f"labels: expected classes from 0, got {int(labels.min())}; number them from 0")
         if not self.prior > 0.0:
             raise ValueError(f"prior: expected a positive standard deviation, got {self.prior}")
 
