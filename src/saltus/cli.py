@@ -3,8 +3,8 @@
 Every command is a typed function elsewhere whose signature is its command line; this file knows only
 where they are, so that ``saltus --help`` answers without importing PyTorch.
 
-Exit status: 0 done; 1 a check failed; 2 a mistake in the command line, the data or a file, told in one
-line; 130 interrupted.
+Exit status: 0 done; 1 a check failed; 2 a mistake in the command line, the data or a file, or a fault
+that nobody expected, told in one line; 130 interrupted.
 
 >>> main(["mehtods"])
 2
@@ -113,10 +113,10 @@ def _dispatch(args: Sequence[str]) -> int:
     return int(parse(function, f"saltus {command.name}", rest) or 0)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message with its line breaks folded away."""
+def one_line(error: BaseException, most: int = 2000) -> str:
+    """An error's message with its line breaks folded away, cut after ``most`` characters."""
     text = " ".join(str(error).split())
-    return f"saltus: error: {text or type(error).__name__}"
+    return text[:most] or type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         if debug:
             raise
-        sys.stderr.write(one_line(error) + "\n")
+        sys.stderr.write(f"saltus: error: {one_line(error)}\n")
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        what = f"unexpected {type(error).__name__}: {one_line(error, 200)}; --debug shows where"
+        sys.stderr.write(f"saltus: error: {what}\n")
         return 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from saltus.cli import COMMANDS, main
 from saltus.recipes import discover as discover_recipes
 from saltus.recipes.demo import criteria
 from saltus.recipes.evaluate import EULERS, ODE_STEPS, OWN, SOLVER, Measured
-from saltus.training import load_weights
+from saltus.training import load_weights, save_weights
 
 TINY = ["--steps", "4", "--batch", "16", "--size", "tiny", "--skip-evaluation"]
 
@@ -212,6 +213,12 @@ def mistakes(finished: Path) -> dict[str, list[str]]:
         "lr: expected": ["run", "gaussian-lsd", "--lr", "-1"],
         "decay: expected": ["run", "gaussian-lsd", "--ema", "1.5"],
         "got a file": ["run", "gaussian-lsd", *TINY, "--out", "file"],
+        "expected folders above it": ["run", "gaussian-lsd", *TINY, "--out", "file/below/run"],
+        "0 for never": ["run", "gaussian-lsd", *TINY, "--grid-every", "-1"],
+        "64 bits": ["run", "gaussian-lsd", *TINY, "--seed", str(2**70)],
+        "got inf": ["run", "digits-lsd", *TINY, "--guidance", "inf"],
+        "expected options by name": ["run", "odd.json"],
+        "the keys recipe": ["run", "unnamed.json"],
         "other files": ["run", "gaussian-lsd", *TINY, "--out", str(finished)],
         "add --overwrite": ["run", "gaussian-lsd", *TINY, "--out", lsd],
         "saved options": ["run", "nowhere/options.json"],
@@ -224,10 +231,20 @@ def mistakes(finished: Path) -> dict[str, list[str]]:
         "without labels": ["sample", lsd, "--label", "1"],
         "not trained with --guidance": ["sample", lsd, "--w", "2"],
         "at least one sample": ["sample", lsd, "--n", "0"],
+        "expected at least one number of steps": ["sample", lsd, "--steps"],
+        "--debug shows where": ["sample", lsd, "--n", str(10**14)],
+        "shape cannot be": ["sample", "odd.safetensors"],
+        "got a folder": ["sample", lsd, "--out", "folder.npy"],
         "ends in .png or .npy": ["sample", lsd, "--out", "x.gif"],
         "make it first": ["sample", lsd, "--out", "nowhere/x.png"],
         "expected a file": ["evaluate", "truncated-options"],
         "at least two": ["compare", lsd],
+        "all different": ["compare", lsd, lsd],
+        "ends in .png": ["compare", lsd, ect, "--out", "plot.xyz"],
+        "no lines": ["compare", "unmeasured", ect],
+        "log of a finished run": ["evaluate", "unlogged"],
+        "expected a time above 0": ["demo", "--seconds", "nan"],
+        "seeds: expected at least one": ["bench", "mixture", "--methods", "lsd", "--seeds"],
         "one system": ["compare", lsd, digits],
         "unknown bench": ["bench", "mixtur"],
     }
@@ -242,7 +259,16 @@ def test_a_mistake_is_one_line_and_leaves_no_trace(
 ) -> None:
     Path("file").write_text("a file")
     Path("broken.json").write_text("{")
-    Path("empty").mkdir()
+    Path("odd.json").write_text('{"recipe": "mixture", "method": "lsd", "options": {"training": 5}}')
+    Path("unnamed.json").write_text('{"recipe": "mixture", "options": {}}')
+    for name in ("empty", "folder.npy"):
+        Path(name).mkdir()
+    shutil.copytree(finished / "lsd", "unmeasured")
+    Path("unmeasured/evaluation.json").write_text('{"lines": []}')
+    shutil.copytree(finished / "lsd", "unlogged")
+    Path("unlogged/metrics.jsonl").write_text("cut sh")
+    model = {"model": {"shape": ["a"]}, "method": "lsd", "recipe": "gaussian", "plain": False}
+    save_weights("odd.safetensors", {"ema": torch.nn.Linear(1, 1)}, model)
     whole = (finished / "lsd" / "model.safetensors").read_bytes()
     for name in ("truncated", "truncated-options"):
         Path(name).mkdir()

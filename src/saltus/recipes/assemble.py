@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -155,6 +156,8 @@ def _check(method: Method, system: System, training: Training, guidance: float |
             f"training: expected steps and batch of at least 1 and warmup of at least 0, got "
             f"steps={training.steps}, batch={training.batch}, warmup={training.warmup}"
         )
+    if not -(2**63) <= training.seed < 2**63:
+        raise ValueError(f"seed: expected a number of at most 64 bits, got {training.seed}")
     if guidance is None:
         return
     if system.classes is None:
@@ -162,7 +165,7 @@ def _check(method: Method, system: System, training: Training, guidance: float |
             f"guidance {guidance:g}: it needs labels, but {system.name} has none here; "
             "keep the labels or drop --guidance"
         )
-    if not guidance > 1.0:
+    if not 1.0 < guidance < math.inf:
         raise ValueError(f"guidance: expected a largest strength above 1 (1 is no guidance), got {guidance}")
     taken = inspect.signature(method.build).parameters
     if not all(name in taken for name in GUIDED):
@@ -196,7 +199,9 @@ def assemble(
         guidance=guidance is not None,
     )
     own = {**own, "plain": plain}
-    if not jump_weight > 0.0:
+    if output.grid_every < 0:
+        raise ValueError(f"grid every: expected a number of steps, or 0 for never, got {output.grid_every}")
+    if not 0.0 < jump_weight < math.inf:
         raise ValueError(f"jump weight: expected a factor above 0, got {jump_weight}; 1 is the method's own")
     return Experiment(system, found, plain, guidance, jump_weight, spec, training, output, own)
 

@@ -14,6 +14,7 @@ import torch
 
 from saltus.methods import Sampler, discover, load
 from saltus.recipes.assemble import Experiment, assemble, train
+from saltus.recipes.folder import check_file
 from saltus.recipes.mixture import system
 from saltus.recipes.options import HELP, Flag, Network, Output, Training, parse
 from saltus.recipes.sampling import draw
@@ -81,8 +82,10 @@ def mixture(
         markdown: Print the table as GitHub-flavoured Markdown.
     """
     names = [load(n).name for n in methods] or list(discover())
+    if not seeds:
+        raise ValueError("seeds: expected at least one, got none; three are usual: --seeds 0 1 2")
+    check_file(out, (".jsonl",))
     known = _read(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         for seed in seeds:
             if (name, seed, steps, lr, batch) not in known:
@@ -143,6 +146,7 @@ def _read(path: Path) -> dict[tuple[str, int, int, float, int], dict[str, Any]]:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     """Add a line, after ending one that an interruption cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write(("" if whole else "\n") + json.dumps(row) + "\n")

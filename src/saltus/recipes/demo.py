@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ def demo(seconds: float = 150.0, seed: int = 0, out: Path = Path("runs/demo")) -
         seed: Decides every random number.
         out: Run folder; a demo that is there is replaced.
     """
+    if not 0.0 < seconds < math.inf:
+        raise ValueError(f"seconds: expected a time above 0, got {seconds}; 150 is usual")
     begin = time.perf_counter()
     training = Training(steps=MOST_STEPS, batch=512, lr=3e-3, seed=seed)
     made = digits(jump_weight=JUMP_WEIGHT, training=training, output=Output(out=out, overwrite=True))

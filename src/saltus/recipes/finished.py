@@ -19,10 +19,10 @@ from saltus.methods import load as load_method
 from saltus.plots import Series, lines
 from saltus.recipes.assemble import Experiment, interpolant_of
 from saltus.recipes.evaluate import OWN, Measured
-from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of
+from saltus.recipes.folder import EVALUATION, OPTIONS, check_file, read_json, weights_of, whole
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Flag
-from saltus.recipes.pictures import draw_all
+from saltus.recipes.pictures import draw_all, logged
 from saltus.recipes.run import experiment, record, report
 from saltus.recipes.sampling import check_steps, draw
 from saltus.recipes.show import picture, said, shown
@@ -37,6 +37,7 @@ __all__ = ["Finished", "compare", "evaluate", "open_run", "sample"]
 
 PICTURE, ARRAY = ".png", ".npy"
 RunPath = Annotated[Path, conf.arg(metavar="RUN")]
+RunPaths = Annotated[tuple[Path, ...], conf.arg(metavar="RUN RUN [RUN ...]", help_behavior_hint="(required)")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def open_run(run: Path, raw: bool = False) -> Finished:
     model = spec.build()
     name = "raw" if raw else "ema"
     restore({name: model}, {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}, path)
-    method = load_method(meta["method"])
+    method = load_method(str(meta["method"]))
     interpolant = interpolant_of(method, bool(meta["plain"]))
     recipe = f"{meta['recipe']}-{method.name}"
     return Finished(model.eval().requires_grad_(False), spec, method, interpolant, recipe)
@@ -100,25 +101,31 @@ def sample(
         raw: Take the last weights instead of their moving average.
     """
     done = open_run(run, raw)
+    if not steps:
+        raise ValueError("steps: expected at least one number of steps, got none; --steps 1 4, for example")
     for k in steps:
         check_steps(done.method.card, done.method.name, k)
     count = shown(done.spec.shape) if n is None else n
     if count < 1:
         raise ValueError(f"n: expected at least one sample, got {count}")
     path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}.png"
-    if path.suffix not in (PICTURE, ARRAY):
-        raise ValueError(f"out {path}: expected a name that ends in .png or .npy")
-    if not path.parent.is_dir():
-        raise ValueError(f"out {path}: expected an existing folder {path.parent}, found none; make it first")
+    _check_out(path, (PICTURE, ARRAY))
     labels = _labels(done, label, count)
     parts = [(said(k), _draw(done, k, count, seed, labels, w)) for k in steps]
-    if path.suffix == ARRAY:
-        np.save(path, torch.stack([x for _, x in parts]).numpy())
-    elif len(parts) == 1 and len(done.spec.shape) == 3 and count > shown(done.spec.shape):
-        _sheet(parts[0][1]).save(path)
-    else:
-        picture(f"{done.name}, seed {seed}", parts, labels).save(path)
+    with whole(path) as draft:
+        if path.suffix == ARRAY:
+            np.save(draft, torch.stack([x for _, x in parts]).numpy())
+        elif len(parts) == 1 and len(done.spec.shape) == 3 and count > shown(done.spec.shape):
+            _sheet(parts[0][1]).save(draft)
+        else:
+            picture(f"{done.name}, seed {seed}", parts, labels).save(draft)
     print(f"{len(parts)} × {count} samples of {done.name} at {', '.join(map(str, steps))} steps: {path}")
+
+
+def _check_out(path: Path, suffixes: tuple[str, ...]) -> None:
+    check_file(path, suffixes)
+    if not path.parent.is_dir():
+        raise ValueError(f"out {path}: expected an existing folder {path.parent}, found none; make it first")
 
 
 def _sheet(x: Tensor) -> Any:  # noqa: ANN401
@@ -172,6 +179,8 @@ def _lines(run: Path) -> list[Measured]:
         record(*again(run), run)
     saved = read_json(run / EVALUATION, "evaluation")
     try:
+        if not saved["lines"]:
+            raise KeyError("no lines")
         return [Measured(**line) for line in saved["lines"]]
     except (KeyError, TypeError) as wrong:
         where = run / EVALUATION
@@ -185,27 +194,37 @@ def evaluate(run: conf.Positional[RunPath]) -> None:
         run: Run folder.
     """
     made, model = again(run)
+    logged(run)  # a damaged log is told before anything is measured
     report(made, record(made, model, run)).show()
     for path in draw_all(made, model, run):
         print(f"picture  {path}")
 
 
-def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("comparison.png")) -> None:
+def compare(
+    runs: conf.Positional[RunPaths],
+    *,
+    out: Annotated[Path, conf.arg(metavar="FILE")] = Path("comparison.png"),
+) -> None:
     """One table and one plot for several finished runs, by the sampler that each method allows.
 
+    examples:
+      saltus compare runs/mixture-lsd runs/mixture-mean_flow
+      saltus compare runs/digits-lsd runs/digits-ect --out digits.png
+
     Args:
-        runs: Run folders.
-        out: The plot.
+        runs: Run folders, at least two, of one system.
+        out: The plot, a .png picture.
     """
-    if len(runs) < 2:
-        raise ValueError(f"compare: expected at least two run folders, got {len(runs)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"out {out}: expected an existing folder {out.parent}, found none; make it first")
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        got = " ".join(map(str, runs)) or "none"
+        raise ValueError(f"compare: expected at least two run folders, all different, got {got}")
+    _check_out(out, (PICTURE,))
     systems = sorted({_system(run) for run in runs})  # before anything is measured
     if len(systems) > 1:
         raise ValueError(f"compare: expected runs of one system, got {' and '.join(systems)}")
     found = {str(run): [m for m in _lines(run) if m.group == OWN] for run in runs}
     names = list(next(iter(found.values()))[0].figures)
+    distinct = len({Path(name).name for name in found}) == len(found)
     rows: list[list[Cell]] = []
     rules, panels = set(), {n: list[Series]() for n in names}
     for name, measured in found.items():
@@ -214,8 +233,10 @@ def compare(runs: conf.Positional[tuple[RunPath, ...]], *, out: Path = Path("com
             rows.append([name if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms])
         for n in names:
             points = [(m.steps, m.figures[n]) for m in measured if n in m.figures]
-            panels[n].append(Series(Path(name).name, [x for x, _ in points], [y for _, y in points]))
+            label = Path(name).name if distinct else name
+            panels[n].append(Series(label, [x for x, _ in points], [y for _, y in points]))
     heads = ("run", "sampler", *names, "ms a sample")
     Table(heads, rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
-    lines(panels, out, "steps", systems[0], doubling=True)
+    with whole(out) as draft:
+        lines(panels, draft, "steps", systems[0], doubling=True)
     print(f"plot  {out}")

@@ -27,10 +27,12 @@ __all__ = [
     "OPTIONS",
     "SAMPLES",
     "WEIGHTS",
+    "check_file",
     "check_free",
     "fresh",
     "read_json",
     "weights_of",
+    "whole",
     "write_json",
 ]
 
@@ -52,9 +54,40 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"run folder {folder}: it holds a finished run already; add --overwrite to replace it, "
             "or choose another with --out"
         )
-    above = next(p for p in folder.resolve().parents if p.is_dir())
+    _check_above(folder, f"run folder {folder}")
+
+
+def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise a ValueError unless a file with one of the suffixes may be written to ``path``."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"out {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ValueError(f"out {path}: expected a file, got a folder; choose another name with --out")
+    _check_above(path, f"out {path}")
+
+
+def _check_above(path: Path, what: str) -> None:
+    """Raise a ValueError unless the folders above ``path`` are there or can be made."""
+    above = next(p for p in path.resolve().parents if p.exists())
+    if not above.is_dir():
+        raise ValueError(f"{what}: expected folders above it, got file {above}; choose another with --out")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"run folder {folder}: no permission to write in {above}; choose another with --out")
+        raise ValueError(f"{what}: no permission to write in {above}; choose another with --out")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; it takes the place of ``path`` if the context ends without an
+    error, and is removed otherwise."""
+    draft = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield draft
+        draft.replace(path)
+    except OSError as wrong:
+        why = wrong.strerror or wrong
+        raise ValueError(f"{path}: expected to write here, got {why}; choose another with --out") from wrong
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -65,9 +98,12 @@ def fresh(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     check_free(folder, overwrite)
     made = [p for p in reversed(folder.resolve().parents) if not p.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     working = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    working.mkdir()
+    try:
+        working.mkdir(parents=True)
+    except OSError as wrong:
+        why = wrong.strerror or wrong
+        raise ValueError(f"run folder {folder}: cannot be made, {why}; choose another with --out") from wrong
     try:
         yield working
         if folder.exists():

@@ -71,4 +71,23 @@ class ModelSpec:
                 f"got {str(value)[:80]}; the weights were not written by this version of saltus"
             )
         fits: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        for name, fit in _FITS.items():
+            if name in fits and not fit(fits[name]):
+                raise ValueError(
+                    f"construction options: {name} cannot be {str(fits[name])[:40]!r}; "
+                    "the weights file is damaged"
+                )
         return cls(**fits)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda v: all(type(n) is int and n > 0 for n in v),
+    "backbone": lambda v: isinstance(v, str),
+    "size": lambda v: isinstance(v, str),
+    "parametrisation": lambda v: isinstance(v, str),
+    "sigma_data": lambda v: isinstance(v, float | int) and v > 0,
+    "classes": lambda v: v is None or (type(v) is int and v > 0),
+    "heads": lambda v: isinstance(v, tuple) and all(isinstance(name, str) for name in v),
+    "guidance": lambda v: isinstance(v, bool),
+}
+"""What each field may hold in a file."""

@@ -89,7 +89,9 @@ def as_arguments(groups: dict[str, dict[str, object]]) -> list[str]:
     ['--steps', '5', '--clip', 'None', '--no-compile']
     """
     args: list[str] = []
-    for fields in groups.values():
+    for group, fields in groups.items():
+        if not isinstance(fields, dict):
+            raise ValueError(f"saved options: expected options by name in {group!r}, got {fields!r}")
         for name, value in fields.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):

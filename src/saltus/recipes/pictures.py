@@ -21,7 +21,7 @@ from saltus.samplers import jumps, prior
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
 
-__all__ = ["draw_all"]
+__all__ = ["draw_all", "logged"]
 
 POINTS, WAYS = 4000, 40
 
@@ -36,12 +36,27 @@ def draw_all(made: Experiment, model: NetworkMap, folder: Path) -> list[Path]:
     return drawn
 
 
+def logged(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """The steps that a run logged, and each term of its loss there.
+
+    Raises:
+        ValueError: if the log is absent or damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        terms = {name: [row["terms"][name] for row in rows] for name in rows[0].get("terms", {})}
+        return [row["step"] for row in rows], terms or {"loss": [row["loss"] for row in rows]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as wrong:
+        raise ValueError(
+            f"{folder / METRICS}: expected the log of a finished run, got {type(wrong).__name__}: {wrong}; "
+            "train again"
+        ) from wrong
+
+
 def _losses(made: Experiment, folder: Path) -> Path:
     """Every term of the loss over the steps."""
-    rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    terms = {name: [row["terms"][name] for row in rows] for name in rows[0].get("terms", {})}
-    x = [row["step"] for row in rows]
-    series = [Series(name, x, y) for name, y in (terms or {"loss": [row["loss"] for row in rows]}).items()]
+    x, terms = logged(folder)
+    series = [Series(name, x, y) for name, y in terms.items()]
     where = folder / "losses.png"
     lines({f"{made.name}: terms of the loss": series}, where, "step")
     return where

@@ -75,7 +75,8 @@ def _target(name: str) -> tuple[Recipe, str | None, list[str]]:
         return *load(name), []
     saved = read_json(Path(name), "saved options")
     groups = saved.get("options")
-    if not isinstance(saved.get("recipe"), str) or not isinstance(groups, dict):
+    texts = [saved.get("recipe"), saved.get("method")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(groups, dict):
         raise ValueError(f"saved options: expected the keys recipe, method and options in {name}")
     recipe, _ = load(saved["recipe"])
     return recipe, str(saved.get("method")), as_arguments(groups)
