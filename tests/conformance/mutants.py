@@ -108,7 +108,7 @@ OTHERS = (
     ("objectives.endpoint", "with torch.no_grad()", "with torch.enable_grad()"),
     ("objectives.endpoint", "(end - state.x) / like(t - s, end)", "(end - state.x)"),
     ("objectives.sum", "term.weight * part.weight", "term.weight"),
-    ("objectives.sum", "right=True", "right=False"),
+    ("objectives.sum", 'side="right"', 'side="left"'),
     ("slots", "return own.velocity(state.x, t, cond)", "return -own.velocity(state.x, t, cond)"),
     ("slots", "own.evaluate(state.x, t, t, cond)", "own.evaluate(state.x, 0.0 * t, t, cond)"),
     ("slots", "(1.0 - self.w - self.k) * free", "(1.0 - self.w + self.k) * free"),
