@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saltus.data import from_density
 from saltus.metrics import energy_distance, rmse, sliced_wasserstein
-from saltus.recipes.system import Drawn, Judge, System
+from saltus.recipes.system import MAP_ERROR, Drawn, Judge, System
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
 from saltus.typing import FlowMap
@@ -51,7 +51,7 @@ class PlanarTruth:
         """The root of the mean squared distance to X_{0,1}(x0), summed over dimensions."""
         if self.exact is None:
             return {}
-        return {"map RMSE": float(rmse(drawn.x, self._sent(drawn.x0)))}
+        return {MAP_ERROR: float(rmse(drawn.x, self._sent(drawn.x0)))}
 
     def _sent(self, x0: Tensor) -> Tensor:
         """X_{0,1}(x0), kept for the next sampler with the same noise."""

@@ -10,7 +10,11 @@ from torch import Tensor
 from saltus.streams import Streams
 from saltus.typing import Batch, Condition
 
-__all__ = ["Drawn", "Judge", "System"]
+__all__ = ["MAP_ERROR", "Drawn", "Judge", "System"]
+
+
+MAP_ERROR = "map RMSE"
+"""The figure that compares a sample with where the exact map sends its noise."""
 
 
 @dataclass(frozen=True, eq=False)
