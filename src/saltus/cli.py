@@ -63,20 +63,21 @@ COMMANDS = (
 PAGE = """\
 usage: saltus COMMAND [--options]
 
-Flow maps: networks that jump along the trajectories of a flow model, so that one to a few
-evaluations replace dozens.
+Flow maps: networks that jump along the trajectories of a flow model, so that
+one to a few evaluations replace dozens.
 
 commands:
 {commands}
 
 examples:
-  saltus demo                                     watch a one-step model of digits learn (4 minutes)
-  saltus run checkerboard-lsd                     self-distillation on the checkerboard
+  saltus demo                     a one-step model of digits learns, 4 minutes
+  saltus run checkerboard-lsd     self-distillation on the checkerboard
   saltus run mixture --method mean_flow --steps 500
   saltus sample runs/digits-lsd --steps 1 4 --n 64 --label 3
   saltus compare runs/mixture-lsd runs/mixture-mean_flow
 
-saltus COMMAND --help shows a command's options. SALTUS_DEBUG=1, or --debug, shows tracebacks.
+saltus COMMAND --help shows a command's options.
+SALTUS_DEBUG=1, or --debug, shows tracebacks.
 """
 
 

@@ -158,6 +158,26 @@ def test_evaluate_draws(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert drawn | {"evaluation.json"} <= {p.name for p in (finished / "lsd").iterdir()}
 
 
+def test_re_noised_samples_have_no_map_error(finished: Path) -> None:
+    """After a second noise a sample is no function of the first, so there is no map to compare with."""
+    assert main(["evaluate", str(finished / "ect")]) == 0
+    found = json.loads((finished / "ect" / "evaluation.json").read_text())["lines"]
+    assert [m["steps"] for m in found if "map RMSE" in m["figures"]] == [1]
+    assert [m["steps"] for m in found if "energy" in m["figures"]] == [1, 2, 4, 0]
+
+
+def test_first_pages_fit_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert main(["methods"]) == 0
+    table, _, note = capsys.readouterr().out.partition("calls:")
+    assert "jumps: 1 2 4 8 16" in table and "terminal of" in note
+    assert all(len(line) <= 80 for line in (*said.splitlines(), *map(str.rstrip, table.splitlines())))
+
+
 def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(finished / "lsd"), str(finished / "ect"), "--out", "both.png"]) == 0
     said = capsys.readouterr().out

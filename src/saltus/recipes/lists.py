@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from saltus.methods import Card, Sampler, discover
+import shutil
+from collections.abc import Callable
+
+from saltus.methods import Card, Method, Sampler, discover
 from saltus.recipes import discover as discover_recipes
 from saltus.report import Cell, Table
 
@@ -15,32 +18,38 @@ def _learns(card: Card) -> str:
     return "s ≤ t" if card.two_times else "t = 1"
 
 
-def methods_table() -> Table:
-    """Every method with what its card says."""
-    rows: list[list[Cell]] = [
-        [
-            m.name,
-            m.card.title,
-            m.card.paper.rpartition(" ")[2],
-            ", ".join(sorted(n.value for n in m.card.needs)),
-            f"{m.card.sampler.value}: {' '.join(str(k) for k in m.card.steps)}",
-            _learns(m.card),
-            m.card.cost.evaluations,
-        ]
-        for m in discover().values()
-    ]
-    return Table(
-        ("method", "title", "arXiv", "needs", "sampler: steps", "learns", "calls"),
-        rows,
-        note="learns: the map X_{s,t} for all s ≤ t, that to t = 1, or the velocity b_t alone. "
-        "calls: network evaluations of a training step, a row.\nTrain one with saltus run RECIPE-METHOD.",
-        left=frozenset({"title", "arXiv", "needs", "sampler: steps", "learns"}),
-    )
+COLUMNS: dict[str, Callable[[Method], Cell]] = {
+    "method": lambda m: m.name,
+    "title": lambda m: m.card.title,
+    "arXiv": lambda m: m.card.paper.rpartition(" ")[2],
+    "needs": lambda m: ", ".join(sorted(n.value for n in m.card.needs)),
+    "sampler: steps": lambda m: f"{m.card.sampler.value}: {' '.join(str(k) for k in m.card.steps)}",
+    "learns": lambda m: _learns(m.card),
+    "calls": lambda m: m.card.cost.evaluations,
+}
+"""What the table of methods shows, by heading."""
+ONLY_WIDE = ("title", "arXiv", "learns")
+WIDE = 110
+"""Columns of a terminal that holds all of it."""
+
+
+def methods_table(columns: int = WIDE) -> Table:
+    """Every method with what its card says; on a narrow terminal, what one needs to choose and to sample."""
+    kept = [name for name in COLUMNS if columns >= WIDE or name not in ONLY_WIDE]
+    rows: list[list[Cell]] = [[COLUMNS[name](m) for name in kept] for m in discover().values()]
+    notes = {
+        "learns": "learns: the map X_{s,t} for all s ≤ t, that to t = 1, or the velocity b_t alone.",
+        "calls": "calls: network evaluations of a training step, a row.",
+    }
+    said = " ".join(notes[name] for name in kept if name in notes)
+    more = "" if columns >= WIDE else f"\nA terminal of {WIDE} columns shows titles and papers too."
+    note = f"{said}\nTrain one with saltus run RECIPE-METHOD.{more}"
+    return Table(kept, rows, note=note, left=frozenset(kept) - {"calls"})
 
 
 def methods() -> None:
     """List every method with its card: its paper, what it needs and how it may be sampled."""
-    methods_table().show()
+    methods_table(shutil.get_terminal_size((WIDE, 24)).columns).show()
 
 
 def recipes() -> None:

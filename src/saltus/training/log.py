@@ -17,6 +17,7 @@ from saltus.training.step import Reading, Step
 __all__ = ["Log"]
 
 _PLAIN_SECONDS = 10.0  # between two lines where no bar can be drawn
+_WIDE = 100  # columns that hold the rate of samples too
 _SMOOTH = 0.8  # share of the past in a displayed term
 
 
@@ -147,9 +148,11 @@ class Log:
     def _show(self, done: int, now: float, rate: float) -> None:
         left = (self._steps - done) * (now - self._began) / max(done - self._start, 1)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
+        narrow = self._console.is_terminal and self._console.width < _WIDE
+        samples = "" if narrow else f"{_count(rate * self._batch)} samples/s  "
         line = (
             f"{done:,}/{self._steps:,} ({100 * done // self._steps} %)  {rate:,.3g} steps/s  "
-            f"{_count(rate * self._batch)} samples/s  {_clock(left)} left  {terms}"
+            f"{samples}{_clock(left)} left  {terms}"
         )
         if self._console.is_terminal:
             self._progress.update(self._task, completed=done, description=line)
