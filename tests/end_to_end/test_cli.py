@@ -72,7 +72,8 @@ def test_the_first_page_needs_no_torch() -> None:
     assert all(c.name in done.stdout for c in COMMANDS)
 
 
-def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["methods"]) == 0 and main(["recipes"]) == 0
     said = capsys.readouterr().out
     assert "2505.18825" in said and "lsd" in said and "checkerboard-METHOD" in said
