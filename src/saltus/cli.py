@@ -4,7 +4,7 @@ Every command is a typed function elsewhere whose signature is its command line;
 where they are, so that ``saltus --help`` answers without importing PyTorch.
 
 Exit status: 0 done; 1 a check failed; 2 a mistake in the command line, the data or a file, or a fault
-that nobody expected, told in one line; 130 interrupted.
+that nobody expected, told in one line; 130 interrupted, 143 terminated.
 
 >>> main(["mehtods"])
 2
@@ -15,10 +15,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 HELP, VERSION, DEBUG = ("-h", "--help", "help"), ("-V", "--version"), "--debug"
 
@@ -120,8 +121,15 @@ def one_line(error: BaseException, most: int = 2000) -> str:
     return text[:most] or type(error).__name__
 
 
+def _ended(number: int, frame: object) -> NoReturn:
+    sys.stderr.write("\nsaltus: terminated\n")
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module's docstring for the exit status."""
+    if argv is None:  # the process is ours: a request to end it cleans up like an interruption
+        signal.signal(signal.SIGTERM, _ended)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in args or bool(os.environ.get("SALTUS_DEBUG"))
     args = [a for a in args if a != DEBUG]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,6 +331,20 @@ def test_an_interruption_leaves_nothing_half_written(
     monkeypatch.setattr("saltus.recipes.assemble.save_weights", interrupted)
     assert main(["run", "gaussian-lsd", *TINY, "--out", "deep/run", "--quiet"]) == 130
     assert capsys.readouterr().err == "\nsaltus: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_leaves_nothing_half_written(name: str, status: int, tmp_path: Path) -> None:
+    code = "import sys; from saltus.cli import main; sys.argv[1:] = ['run', 'gaussian-lsd']; sys.exit(main())"
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
+    for _ in range(600):
+        if any(tmp_path.glob("runs/.*/metrics.jsonl")):
+            break
+        time.sleep(0.05)
+    run.send_signal(signal.Signals[name])
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == status and b"Traceback" not in said
     assert not list(tmp_path.iterdir())
 
 
