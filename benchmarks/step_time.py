@@ -24,6 +24,7 @@ import os
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -137,7 +138,8 @@ def prepare(name: str, method: Method, options: Options) -> Subject:
     shape = (options.dimension,)
     network = initialised(0, lambda: MLP(shape, width=options.width, depth=options.depth, heads=second))
     student = AverageVelocity(network.to(options.device))
-    game = as_game(method.build(student), student)
+    teacher = deepcopy(student).requires_grad_(False)
+    game = as_game(method.wired(student, teacher=teacher.velocity, critic=deepcopy(student)), student)
     data = Streams(seed=1, index=torch.arange(options.batch), device=options.device)
     batch = Batch(data.normal("x0", *shape), data.normal("x1", *shape))
     run = fit(game, lambda rng: batch, steps=10**9, seed=0, batch=options.batch, precision=options.precision)

@@ -35,12 +35,13 @@ from systems import (
     row_gradients,
     smooth,
     unfold,
+    wired,
 )
 
 from saltus.methods import Method, discover
 from saltus.typing import Objective
 
-__all__ = ["Displacement", "displacements", "methods", "pull", "restores"]
+__all__ = ["Build", "Displacement", "displacements", "methods", "pull", "restores"]
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "restores.json"
 ROWS = {2: 3000, 1: 2000}
@@ -76,11 +77,15 @@ def displacements() -> list[Displacement]:
     return [*found, Displacement("map", line, one_of(vanishing[1]), 0.5)]
 
 
-def pull(build: Callable[[Perturbed], Objective], away: Displacement) -> tuple[float, float]:
+Build = Callable[[Perturbed, System], Objective]
+"""A student and the system that its teacher knows -> what it minimises."""
+
+
+def pull(build: Build, away: Displacement) -> tuple[float, float]:
     """The expected gradient along the displacement, and its standard error, of the whole loss."""
     rows = ROWS[away.system.dim]
     student = Perturbed(away.system.exact, torch.full((1,), away.size).double(), basis=away.function)
-    objective = build(student)
+    objective = build(student, away.system)
     batch, rng = pairs(away.system, rows, progress=1.0)
     total, variance = 0.0, 0.0
     for seen in unfold(objective, batch, objective.draw(batch, rng)):
@@ -91,19 +96,17 @@ def pull(build: Callable[[Perturbed], Objective], away: Displacement) -> tuple[f
     return total, variance**0.5
 
 
-def plain(method: Method) -> Callable[[Perturbed], Objective]:
+def plain(method: Method) -> Build:
     """The method's plain form."""
-    return lambda student: objective_of(method.build(student, **method.card.plain))
+    return lambda student, system: objective_of(wired(method, student, system, **method.card.plain))
 
 
-def methods() -> dict[str, Callable[[Perturbed], Objective]]:
+def methods() -> dict[str, Build]:
     """The plain form of every method of the package."""
     return {name: plain(method) for name, method in discover().items()}
 
 
-def restores(
-    builds: dict[str, Callable[[Perturbed], Objective]] | None = None,
-) -> dict[str, dict[str, bool]]:
+def restores(builds: dict[str, Build] | None = None) -> dict[str, dict[str, bool]]:
     """For every method: whether every wrong law, and every wrong map, is pulled home.
 
     A kind of displacement that is neither always pulled home nor always left alone raises ValueError.

@@ -19,6 +19,7 @@ from saltus.autodiff import derivative
 from saltus.exact import Gaussian, MixtureMap1D, line_mixture
 from saltus.games import Game
 from saltus.interpolants import Interpolant, Linear, Trigonometric, path
+from saltus.methods import Method
 from saltus.objectives import Sum
 from saltus.streams import Streams
 from saltus.tensors import like
@@ -44,6 +45,7 @@ __all__ = [
     "streams",
     "systems",
     "unfold",
+    "wired",
 ]
 
 Basis = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -197,6 +199,13 @@ def points(system: System, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
 def objective_of(built: Objective | Game) -> Objective:
     """The student's objective."""
     return built.moves[0].objective if isinstance(built, Game) else built
+
+
+def wired(method: Method, student: Perturbed, system: System, **options: object) -> Objective | Game:
+    """A method on a perturbed map; its teacher is the exact velocity, its critic the best at the exact map."""
+    critic = Perturbed(system.exact, torch.zeros(8, dtype=torch.float64))
+    built: Objective | Game = method.wired(student, teacher=system.velocity, critic=critic, **options)
+    return built
 
 
 def loss(terms: dict[str, Term]) -> Tensor:

@@ -23,6 +23,7 @@ from systems import (
     row_gradients,
     streams,
     unfold,
+    wired,
 )
 from torch import Tensor
 
@@ -192,7 +193,7 @@ def permuted(draws: object, perm: Tensor) -> object:
 def test_permuting_rows_with_their_draws_permutes_the_terms(name: str) -> None:
     """No row looks at another: a term's values are the same numbers in another order."""
     method = discover()[name]
-    objective = objective_of(method.build(Perturbed(gaussian().exact, C), **method.card.plain))
+    objective = objective_of(wired(method, Perturbed(gaussian().exact, C), gaussian(), **method.card.plain))
     batch, rng = pairs(gaussian(), 32, progress=0.5)
     draws = objective.draw(batch, rng)
     perm = streams(32, seed=5).permutation("order")
@@ -211,7 +212,8 @@ def test_diagonal_of_every_method_takes_its_own_share() -> None:
     shares |= {"alpha_flow": 0.5, "split_mean_flow": 0.5, "shortcut": 0.875}
     for name, share in shares.items():
         method = discover()[name]
-        objective = objective_of(method.build(Perturbed(gaussian().exact, C), **method.card.plain))
+        student = Perturbed(gaussian().exact, C)
+        objective = objective_of(wired(method, student, gaussian(), **method.card.plain))
         batch, rng = pairs(gaussian(), 64)
         (diagonal,) = (
             p for p in unfold(objective, batch, objective.draw(batch, rng)) if p.name == "diagonal"

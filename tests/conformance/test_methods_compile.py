@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +37,8 @@ def test_compiled_loss_equals_eager(name: str) -> None:
     with torch.no_grad():
         for k, p in enumerate(student.parameters()):  # at the start the output is zero: much is hidden
             p.copy_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k), dtype=p.dtype))
-    (move,) = as_game(method.build(student), student).moves
+    teacher, critic = (deepcopy(student).requires_grad_(k > 0) for k in range(2))
+    move = as_game(method.wired(student, teacher=teacher.velocity, critic=critic), student).moves[0]
     loss = LossModule(move)
     rng = Streams(0, index=torch.arange(ROWS), dtype=torch.float64)
     with torch.no_grad():

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from saltus.typing import FlowMap, Velocity
+
 __all__ = ["Card", "Cost", "Method", "Need", "Sampler", "discover", "load"]
 
 
@@ -27,6 +29,7 @@ class Need(Enum):
     JVP = "JVP"
     TARGET = "EMA target"
     HEAD = "second head"
+    CRITIC = "critic"
 
 
 class Sampler(Enum):
@@ -46,22 +49,25 @@ class Cost:
         live_jvp: calls with a derivative beside the value, and the gradient taken through both.
         stopped: calls without gradient.
         stopped_jvp: calls with a derivative, without gradient.
+        teacher: calls of the teacher.
     """
 
     live: float = 0.0
     live_jvp: float = 0.0
     stopped: float = 0.0
     stopped_jvp: float = 0.0
+    teacher: float = 0.0
 
     @property
     def evaluations(self) -> float:
         """Forward calls a row, a call with its derivative counting 1.5 (arXiv 2505.18825, F.3)."""
-        return self.live + self.stopped + 1.5 * (self.live_jvp + self.stopped_jvp)
+        return self.live + self.stopped + 1.5 * (self.live_jvp + self.stopped_jvp) + self.teacher
 
     @property
     def predicted(self) -> float:
         """The step's time relative to flow matching, a backward pass costing two forward ones."""
-        return (3.0 * self.live + 4.5 * self.live_jvp + self.stopped + 1.5 * self.stopped_jvp) / 3.0
+        alone = self.stopped + 1.5 * self.stopped_jvp + self.teacher
+        return (3.0 * self.live + 4.5 * self.live_jvp + alone) / 3.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,28 @@ class Method:
     name: str
     build: Callable[..., Any]
     card: Card
+
+    def wired(
+        self,
+        student: FlowMap,
+        *,
+        teacher: Velocity | None = None,
+        critic: FlowMap | None = None,
+        **options: Any,  # noqa: ANN401 - the function's own
+    ) -> Any:  # noqa: ANN401 - an Objective, a Game or Stages
+        """What the function returns for these players; those that the card does not need are left out.
+
+        Raises:
+            ValueError: if a player that the card needs is missing.
+        """
+        players = {Need.TEACHER: ("teacher", teacher), Need.CRITIC: ("critic", critic)}
+        for need, (role, player) in players.items():
+            if need not in self.card.needs:
+                continue
+            if player is None:
+                raise ValueError(f"method {self.name}: expected a {role}, got none; give it one")
+            options[role] = player
+        return self.build(student, **options)
 
 
 def discover() -> dict[str, Method]:

@@ -79,9 +79,12 @@ class Experiment:
     def game(self, student: NetworkMap) -> Game:
         """The method's players."""
         options = dict(self.method.card.plain) if self.plain else {}
+        needed = Need.CRITIC in self.method.card.needs
+        critic = initialised(self.training.seed + 1, self.spec.build) if needed else None
         if self.guidance is not None:
             options |= {"guidance": GuidanceInput(self.guidance), "dropout": LabelDropout(0.1)}
-        return emphasised(as_game(self.method.build(student, **options), student), self.jump_weight)
+        built = self.method.wired(student, teacher=self.system.velocity, critic=critic, **options)
+        return emphasised(as_game(built, student), self.jump_weight)
 
     def fit(self, student: NetworkMap) -> Fit:
         """The loop over the game."""
@@ -149,8 +152,11 @@ def emphasised(game: Game, factor: float) -> Game:
 
 
 def _check(method: Method, system: System, training: Training, guidance: float | None) -> None:
-    if Need.TEACHER in method.card.needs:
-        raise ValueError(f"method {method.name}: expected one that needs no teacher; use it from Python")
+    if Need.TEACHER in method.card.needs and system.velocity is None:
+        raise ValueError(
+            f"method {method.name}: it needs a teacher, and {system.name} has none of its own; "
+            f"use saltus distill RUN --method {method.name}"
+        )
     if training.steps < 1 or training.batch < 1 or training.warmup < 0:
         raise ValueError(
             f"training: expected steps and batch of at least 1 and warmup of at least 0, got "

@@ -23,7 +23,7 @@ def system() -> System:
     def data(rng: Streams) -> Tensor:
         return law.sample(rng)[0]
 
-    return planar("mixture", data, sigma_data=1.5, exact=ReferenceMap(law, 1e-8))
+    return planar("mixture", data, sigma_data=1.5, exact=ReferenceMap(law, 1e-8), velocity=law)
 
 
 def mixture(

@@ -13,7 +13,7 @@ from saltus.metrics import energy_distance, rmse, sliced_wasserstein
 from saltus.recipes.system import MAP_ERROR, Drawn, Judge, System
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
-from saltus.typing import FlowMap
+from saltus.typing import FlowMap, Velocity
 
 __all__ = ["PlanarTruth", "planar"]
 
@@ -86,6 +86,7 @@ def planar(
     count: int = 4096,
     counts: tuple[int, ...] = (1, 2, 4, 8),
     published: Mapping[int, dict[str, float]] | None = None,
+    velocity: Velocity | None = None,
 ) -> System:
     """A system of points in the plane.
 
@@ -98,6 +99,7 @@ def planar(
         count: of samples in an evaluation.
         counts: the step counts of its table.
         published: figures in print, by step count.
+        velocity: the exact velocity, if it is known.
     """
 
     def judge() -> Judge:
@@ -111,4 +113,5 @@ def planar(
         classes=None,
         source=from_density(data),
         judge=judge,
+        velocity=velocity,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from saltus.streams import Streams
-from saltus.typing import Batch, Condition
+from saltus.typing import Batch, Condition, Velocity
 
 __all__ = ["MAP_ERROR", "Drawn", "Judge", "System"]
 
@@ -64,6 +64,7 @@ class System:
         classes: number of labels, or None.
         source: streams -> batch, for training.
         judge: makes the judge when it is needed (it may have to prepare).
+        velocity: the exact velocity on the linear interpolant, where it is known: a teacher.
     """
 
     name: str
@@ -72,6 +73,7 @@ class System:
     classes: int | None
     source: Callable[[Streams], Batch]
     judge: Callable[[], Judge]
+    velocity: Velocity | None = None
 
 
 def asked(label: Tensor | None, w: Tensor | None = None) -> Condition | None:
