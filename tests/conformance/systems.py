@@ -202,7 +202,7 @@ def objective_of(built: Objective | Game) -> Objective:
 
 
 def wired(method: Method, student: Perturbed, system: System, **options: object) -> Objective | Game:
-    """A method on a perturbed map; its teacher is the exact velocity, its critic the best at the exact map."""
+    """A method on a perturbed map; its teacher is the exact velocity, its critic the best one there."""
     critic = Perturbed(system.exact, torch.zeros(8, dtype=torch.float64))
     built: Objective | Game = method.wired(student, teacher=system.velocity, critic=critic, **options)
     return built
