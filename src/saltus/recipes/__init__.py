@@ -49,7 +49,7 @@ def discover() -> dict[str, Recipe]:
     """Every recipe by name, in alphabetical order.
 
     >>> sorted(discover())
-    ['checkerboard', 'digits', 'gaussian', 'mixture']
+    ['checkerboard', 'digits', 'gaussian', 'images', 'mixture']
     """
     found = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda i: i.name):

@@ -38,5 +38,5 @@ def gaussian(
     """
     cov = torch.tensor([[0.64, 0.42], [0.42, 0.5625]], dtype=torch.float64)
     law = Gaussian(torch.tensor([1.0, -0.5], dtype=torch.float64), cov)
-    system = planar("gaussian", law.sample, sigma_data=0.8, exact=law.flow_map(), count=2048)
+    system = planar("gaussian", law.sample, sigma_data=0.8, exact=law.flow_map(), count=2048, velocity=law)
     return assemble(system, method, plain, network, training, output, {})
