@@ -67,21 +67,29 @@ class CFG:
 
 @dataclass(frozen=True, eq=False)
 class AutoGuidance:
-    """weak + w (b - weak): away from a weaker model of the same data; no labels needed.
+    """weak + w (b - weak): away from a weaker model of the same data.
+
+    With a fixed strength no labels are needed. Without one it is each row's own ``cond.w``, as with
+    :class:`CFG`; both models are then called with unit strength.
 
     Attributes:
         velocity: the model b.
         weak: a smaller or less trained one.
-        w: 1 means no guidance.
+        w: 1 means no guidance; None takes each row's own.
     """
 
     velocity: Velocity
     weak: Velocity
-    w: float
+    w: float | None = None
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        w: float | Tensor | None = self.w
+        if w is None:
+            cond = _labelled(cond)
+            w = like(_strength(cond, None, t), x)
+            cond = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))
         weak = self.weak(x, t, cond)
-        return weak + self.w * (self.velocity(x, t, cond) - weak)
+        return weak + w * (self.velocity(x, t, cond) - weak)
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,19 @@ class GuidanceInput:
     """Give each row a strength w ~ U[1, high] as an input of the network.
 
     Terms that learn the plain velocity go without: a network reads a missing strength as w = 1.
+
+    Attributes:
+        high: the largest strength.
+        group: so many samples in a row, counted from the first of the run, share theirs.
     """
 
     high: float = 4.0
+    group: int = 1
 
     def draw(self, rng: Streams) -> Tensor:
         """w, [B]."""
+        if self.group > 1:
+            rng = replace(rng, index=rng.index - rng.index % self.group)
         return 1.0 + (self.high - 1.0) * rng.uniform("w")
 
     def apply(self, cond: Condition | None, drawn: Tensor) -> Condition:

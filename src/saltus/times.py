@@ -33,12 +33,14 @@ __all__ = [
     "LogitNormal",
     "Lognormal",
     "Midpoint",
+    "Nodes",
     "PairLaw",
     "Ramp",
     "Restricted",
     "SigmoidAnneal",
     "SigmoidGap",
     "Split",
+    "Started",
     "StepLaw",
     "ToEnd",
     "Triangle",
@@ -204,6 +206,53 @@ class FromStart:
 
 
 @dataclass(frozen=True)
+class Started:
+    """The pairs of ``law``, a ``share`` of which starts at s = 0 instead.
+
+    For maps whose states are made by jumps from the prior: a law of two free times never draws s = 0.
+    """
+
+    law: PairLaw
+    share: float
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        s, t = self.law(rng)
+        return torch.where(rng.uniform("started") < self.share, torch.zeros_like(s), s), t
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """t = 1, and s the nodes of a grid: sample k of the run has node k mod n, so that n samples in a row
+    are one pass over the grid, ascending from s = 0.
+
+    Node j > 0 lies at sigma = shift w/(1 + (shift - 1) w), w = 1 - (j + U - 1/2)/n: uniform between the
+    middles of the cells on both sides, on a clock that ``shift`` > 1 slows down at the noise.
+
+    Attributes:
+        n: their number.
+        shift: 1 spaces them evenly in w.
+        time: noise-to-signal ratio sigma/(1 - sigma) -> time of the interpolant in use.
+    """
+
+    n: int
+    shift: float = 1.0
+    time: Callable[[Tensor], Tensor] = linear_time
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        place = rng.index % self.n
+        if len(place) % self.n or not torch.equal(place, torch.arange(len(place)) % self.n):
+            raise ValueError(
+                f"nodes: expected rows in whole groups of {self.n}, got {len(place)} rows, the first of them "
+                f"sample {int(rng.index[0])}; use a batch that is a multiple of {self.n}"
+            )
+        node = place.to(device=rng.device, dtype=rng.dtype)
+        w = 1.0 - (node + rng.uniform("node") - 0.5) / self.n
+        s = self.time(self.shift * w / (1.0 - w).clamp(min=torch.finfo(w.dtype).eps))
+        s = torch.where(node == 0, torch.zeros_like(s), s)
+        return s, torch.ones_like(s)
+
+
+@dataclass(frozen=True)
 class Gaps:
     """t - s ~ gap and s ~ U[0, 1 - (t - s)] (Align Your Flow, arXiv 2506.14603)."""
 
@@ -324,12 +373,13 @@ class SigmoidAnneal:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A schedule from 0 to 1, linear until progress ``until``, then 1: a warm-up."""
+    """A schedule min(top, progress/until): a warm-up."""
 
     until: float = 0.1
+    top: float = 1.0
 
     def __call__(self, progress: Tensor) -> Tensor:
-        return torch.clamp(progress / self.until, max=1.0)
+        return torch.clamp(progress / self.until, max=self.top)
 
 
 @dataclass(frozen=True)
@@ -338,8 +388,8 @@ class KarrasGap:
 
     n(progress) = ceil( sqrt( progress ((last + 1)^2 - first^2) + first^2 ) - 1 ) + 1,
 
-    the curriculum of consistency training. Every state has a neighbour, on the grid or off it, and the
-    last cell ends at t = 1.
+    the curriculum of consistency training; with last = first - 1 it stays at n = first. Every state has a
+    neighbour, on the grid or off it, and the last cell ends at t = 1.
 
     References:
         Song et al., "Consistency models", 2023, arXiv 2303.01469, appendix C.

@@ -72,6 +72,12 @@ def balance(span: Span) -> Tensor:
     return a / torch.sin(a).square()
 
 
+def trigflow_weight(student: NetworkMap) -> Weight:
+    """The paper's weight, on the student's device; its log-variance learns."""
+    normalised = Scaled(TangentNormalised(0.1), scale=tangent, factor=balance)
+    return LearnedLogVariance(normalised).to(next(student.parameters()).device)
+
+
 def scm(
     student: NetworkMap,
     *,
@@ -100,9 +106,6 @@ def scm(
             student.
         dropout: label dropout.
     """
-    if weight is None:
-        weight = LearnedLogVariance(Scaled(TangentNormalised(0.1), scale=tangent, factor=balance))
-        weight = weight.to(next(student.parameters()).device)
     return Eulerian(
         student,
         interpolant=interpolant,
@@ -112,6 +115,6 @@ def scm(
         tangent=Data(),
         velocity=Data(),
         warm_up=warm_up,
-        weight=weight,
+        weight=trigflow_weight(student) if weight is None else weight,
         guidance=dropout,
     )
