@@ -2,13 +2,15 @@
 
 A :class:`Move` is one player: the module that is trained, what it minimises and how often. A
 :class:`Game` is a tuple of moves that share a preparation. Plain training is a game of one move.
+:class:`Stages` are games played one after another, each made from what those before it produced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,22 @@ from torch import Tensor, nn
 from saltus.objectives import Sum
 from saltus.typing import Batch, Objective
 
-__all__ = ["After", "Follow", "Game", "Move", "Project", "as_game", "student_move"]
+__all__ = [
+    "After",
+    "Artifact",
+    "Follow",
+    "Freeze",
+    "Game",
+    "Move",
+    "Project",
+    "Stage",
+    "Stages",
+    "as_game",
+    "student_move",
+]
+
+Artifact = nn.Module | Tensor
+"""What a stage hands to later ones: a network, or numbers such as samples; both can be saved."""
 
 
 class After(Protocol):
@@ -57,11 +74,65 @@ class Game:
 
     Attributes:
         moves: the players.
-        prepare: runs once a step without gradient, before the moves (a roll-out they share).
+        prepare: runs without gradient once for each batch drawn: the step's, which the moves share, and
+            one for every further turn of a move (a roll-out, say).
     """
 
     moves: tuple[Move, ...]
     prepare: Callable[[Batch], Batch] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A game with a beginning and an end.
+
+    Within it progress runs from 0 to 1, and so do the schedules of learning rates; optimisers are new, and
+    a move's ``when`` counts from the stage's first step. Random streams go on with the run's step.
+
+    Attributes:
+        name: in logs.
+        build: artifacts of the stages before, by name -> what is played. A bare objective is played by
+            the student that :func:`as_game` is given.
+        share: of the run's steps, relative to the other stages.
+        produce: name -> the artifact of that name, made when the last step is done; it replaces an
+            earlier one.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Artifact]], Objective | Game]
+    share: float = 1.0
+    produce: Mapping[str, Callable[[], Artifact]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """Games played one after another: :func:`saltus.training.fit` takes them as it takes a game.
+
+    Raises:
+        ValueError: for no stage, two of one name, or a share that is not positive.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"stages: expected some with different names, got {names}; rename them")
+        for stage in self.stages:
+            if not stage.share > 0.0:
+                raise ValueError(
+                    f"stage {stage.name!r}: expected a share above 0, got {stage.share}; leave it out instead"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Freeze:
+    """A producer: a copy of a module as it is now, which takes no gradient."""
+
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return deepcopy(self.module).requires_grad_(False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +184,29 @@ def student_move(student: nn.Module, objective: Objective, after: tuple[After, .
     return Move(name="student", module=module, objective=objective, after=after)
 
 
-def as_game(objective: Objective | Game, student: nn.Module) -> Game:
-    """A game from whatever a method returned. A bare objective is played by the student."""
-    return objective if isinstance(objective, Game) else Game(moves=(student_move(student, objective),))
+@overload
+def as_game(objective: Objective | Game, student: nn.Module) -> Game: ...
+
+
+@overload
+def as_game(objective: Stages, student: nn.Module) -> Stages: ...
+
+
+def as_game(objective: Objective | Game | Stages, student: nn.Module) -> Game | Stages:
+    """A game, or stages of games, from what a method returned. A bare objective is the student's move."""
+    if isinstance(objective, Game):
+        return objective
+    if isinstance(objective, Stages):
+        return Stages(tuple(replace(stage, build=_Played(stage, student)) for stage in objective.stages))
+    return Game(moves=(student_move(student, objective),))
+
+
+@dataclass(frozen=True, eq=False)
+class _Played:
+    """The build of a stage whose bare objective is played by the student."""
+
+    stage: Stage
+    student: nn.Module
+
+    def __call__(self, artifacts: Mapping[str, Artifact]) -> Game:
+        return as_game(self.stage.build(artifacts), self.student)

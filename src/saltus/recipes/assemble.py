@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saltus import __version__
-from saltus.games import Game, as_game
+from saltus.games import Game, Stages, as_game
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
@@ -76,8 +76,8 @@ class Experiment:
         """The student, its initial weights a function of the seed."""
         return initialised(self.training.seed, self.spec.build)
 
-    def game(self, student: NetworkMap) -> Game:
-        """The method's players."""
+    def game(self, student: NetworkMap) -> Game | Stages:
+        """The method's players, in stages if it has any."""
         options = dict(self.method.card.plain) if self.plain else {}
         needed = Need.CRITIC in self.method.card.needs
         critic = initialised(self.training.seed + 1, self.spec.build) if needed else None
@@ -133,7 +133,7 @@ def interpolant_of(method: Method, plain: bool) -> Interpolant:
     return plainly if plain else usual
 
 
-def emphasised(game: Game, factor: float) -> Game:
+def emphasised(game: Game | Stages, factor: float) -> Game | Stages:
     """The game with every term but the diagonal weighed ``factor`` times as much.
 
     Methods that learn jumps are sums of a diagonal part, which comes first, and the jumps' parts.
@@ -141,6 +141,8 @@ def emphasised(game: Game, factor: float) -> Game:
     """
     if factor == 1.0:
         return game
+    if isinstance(game, Stages):
+        raise ValueError(f"jump weight {factor:g}: expected a method with a diagonal part; drop it")
     moves = []
     for move in game.moves:
         if not isinstance(move.objective, Sum):

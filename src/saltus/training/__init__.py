@@ -11,6 +11,7 @@ from saltus.training.optimizers import AdamW, OptimizerFactory, RAdam
 from saltus.training.precision import Precision, has_bf16
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
 from saltus.training.seed import initialised
+from saltus.training.stages import artifact_tensors, restore_artifacts
 from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "Source",
     "Step",
     "Weights",
+    "artifact_tensors",
     "fit",
     "has_bf16",
     "initialised",
     "load_weights",
     "restore",
+    "restore_artifacts",
     "save_weights",
 ]

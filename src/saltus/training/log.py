@@ -27,8 +27,9 @@ class Log:
     Every ``every`` steps, and at the last, one JSON object is appended to the file: ``step`` (how
     many are done), ``seconds`` since the start, ``steps_per_second`` and ``samples_per_second``
     since the line before, ``loss``, ``lr``, ``grad_norm`` and ``terms``; in a game of several
-    players ``moves`` holds the last four of each player in their place. The terminal gets a bar,
-    or where it is none a plain line every 10 s: rates, time left and each term, smoothed.
+    players ``moves`` holds the last four of each player in their place; in a run of stages ``stage`` names
+    the present one. The terminal gets a bar, or where it is none a plain line every 10 s: rates, time left,
+    the stage and each term, smoothed.
 
     >>> from rich.console import Console
     >>> with Log(None, steps=10, batch=4, every=5, console=Console(quiet=True)) as log:
@@ -113,11 +114,13 @@ class Log:
         now = time.monotonic()
         rate = (done - self._done) / max(now - self._last_time, 1e-9)
         self._done, self._last_time = done, now
-        self._write(done, now - self._began, rate, readings)
+        self._write(done, now - self._began, rate, readings, step.stage)
         self._smooth(readings)
-        self._show(done, now, rate)
+        self._show(done, now, rate, step.stage)
 
-    def _write(self, done: int, seconds: float, rate: float, readings: dict[str, Reading]) -> None:
+    def _write(
+        self, done: int, seconds: float, rate: float, readings: dict[str, Reading], stage: str
+    ) -> None:
         if self._file is None:
             return
         row: dict[str, object] = {
@@ -126,6 +129,8 @@ class Log:
             "steps_per_second": round(rate, 3),
             "samples_per_second": round(rate * self._batch, 1),
         }
+        if stage:
+            row["stage"] = stage
         parts = {
             player: {"loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm, "terms": r.terms}
             for player, r in readings.items()
@@ -145,9 +150,9 @@ class Log:
                     label = f"{player}/{name}" if len(readings) > 1 else name
                     self._shown[label] = _SMOOTH * self._shown.get(label, value) + (1 - _SMOOTH) * value
 
-    def _show(self, done: int, now: float, rate: float) -> None:
+    def _show(self, done: int, now: float, rate: float, stage: str) -> None:
         left = (self._steps - done) * (now - self._began) / max(done - self._start, 1)
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
+        terms = "  ".join([stage] * bool(stage) + [f"{k} {value:.4g}" for k, value in self._shown.items()])
         narrow = self._console.is_terminal and self._console.width < _WIDE
         samples = "" if narrow else f"{_count(rate * self._batch)} samples/s  "
         line = (

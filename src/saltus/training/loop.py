@@ -6,24 +6,26 @@
 
 A step draws a batch, lets every player of the game move, and hands out tensors that nobody has
 waited for. All randomness is a function of (seed, step, name, row), so a step that failed or was
-repeated gives the same numbers, and a run can begin at any step.
+repeated gives the same numbers, and a run can begin at any step. A run of stages is one run: the loop
+goes from one to the next, and hands on what they produce.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from saltus.autodiff import compiled
-from saltus.games import Game, Move
+from saltus.games import Artifact, Game, Move, Stage, Stages
 from saltus.streams import Streams
 from saltus.tensors import upcast
 from saltus.training.optimizers import AdamW, OptimizerFactory
 from saltus.training.precision import Precision
 from saltus.training.schedules import Constant
+from saltus.training.stages import Span, at, earlier, spans
 from saltus.training.step import Moved, Step
 from saltus.typing import Batch, Draws, Schedule, Term
 
@@ -33,6 +35,7 @@ Source = Callable[[Streams], Batch]
 """One row of data and noise for each row of the streams, a function of nothing else."""
 
 _OPTIMIZER, _SCHEDULE = AdamW(), Constant()
+_NOTHING: Mapping[str, Artifact] = {}
 
 
 class LossModule(nn.Module):
@@ -138,31 +141,66 @@ def _clip(gradients: list[Tensor], clip: float | None) -> Tensor:
 
 
 class Fit(Iterator[Step]):
-    """A run of a game: an iterator over its steps. Made by :func:`fit`.
+    """A run of a game, or of stages of games: an iterator over its steps. Made by :func:`fit`.
 
     Attributes:
-        players: one for each move, with their optimisers.
+        players: one for each move of the stage in progress, with their optimisers.
         index: of the step that comes next.
+        artifacts: what the finished stages have produced, by name; with the players' weights, all that a
+            run needs to go on at the beginning of a stage.
     """
+
+    players: tuple[Player, ...]
 
     def __init__(
         self,
-        game: Game,
-        players: tuple[Player, ...],
+        stages: Stages,
+        enlist: Callable[[Game], tuple[Player, ...]],
         source: Source,
-        rng: Streams,
         *,
+        seed: int,
+        batch: int,
         steps: int,
         start: int,
+        artifacts: Mapping[str, Artifact],
         schedule: Schedule,
         clip: float | None,
     ) -> None:
-        self.players = players
         self.index = start
-        self._game, self._source, self._rng = game, source, rng
+        self.artifacts = dict(artifacts)
+        self._stages, self._spans, self._enlist = stages, spans(stages, steps), enlist
+        self._source, self._seed, self._rows = source, seed, batch
         self._steps, self._schedule, self._clip = steps, schedule, clip
+        self._enter(at(self._spans, start))
+
+    def _enter(self, span: Span) -> None:
+        """Build the game of a stage, with players of its own."""
+        missing = sorted(set(earlier(span, self._stages)) - set(self.artifacts))
+        if missing:
+            raise ValueError(
+                f"fit: stage {span.stage.name!r}, which holds step {self.index}, begins with artifacts of "
+                f"earlier stages; expected {', '.join(missing)}, got {sorted(self.artifacts) or 'none'}; "
+                "give artifacts=... as an earlier run left them, or begin at step 0"
+            )
+        game = span.stage.build(self.artifacts)
+        if not isinstance(game, Game):
+            raise ValueError(
+                f"stage {span.stage.name!r}: expected to build a Game, got {type(game).__name__}; "
+                "use saltus.games.as_game(stages, student)"
+            )
+        self._span, self._game, self.players = span, game, self._enlist(game)
+        lead = self.players[0].parameters[0]
+        dtype = torch.float64 if lead.dtype == torch.float64 else torch.float32
+        self._rng = Streams(self._seed, index=torch.arange(self._rows), device=lead.device, dtype=dtype)
         everyone = {id(p): p for move in game.moves for p in move.module.parameters()}
         self._everyone = tuple(everyone.values())
+
+    def _leave(self, step: Step) -> None:
+        """Make what the stage produces, unless its numbers are not finite."""
+        if self._span.stage.produce:
+            step.fetch()
+            with torch.no_grad():
+                self.artifacts |= {name: make() for name, make in self._span.stage.produce.items()}
 
     def __iter__(self) -> Fit:
         return self
@@ -170,9 +208,12 @@ class Fit(Iterator[Step]):
     def __next__(self) -> Step:
         if self.index >= self._steps:
             raise StopIteration
-        rng = self._rng.at(self.index)
-        progress = torch.full((), self.index / self._steps, dtype=rng.dtype, device=rng.device)
-        factor = float(self._schedule(torch.tensor(self.index / self._steps, dtype=torch.float64)))
+        if self.index >= self._span.last:
+            self._enter(at(self._spans, self.index))
+        rng, span = self._rng.at(self.index), self._span
+        done, here = (self.index - span.first) / (span.last - span.first), self.index - span.first
+        progress = torch.full((), done, dtype=rng.dtype, device=rng.device)
+        factor = float(self._schedule(torch.tensor(done, dtype=torch.float64)))
         for parameter in self._everyone:  # of an evaluation, or of a step that was interrupted
             parameter.grad = None
         shared = self._batch(rng.named("data"), progress)
@@ -180,7 +221,7 @@ class Fit(Iterator[Step]):
         for player in self.players:
             move = player.move
             player.scale_rates(factor)
-            for count in range(move.when(self.index)):
+            for count in range(move.when(here)):
                 again = f"{move.name}.{count}" if count else move.name
                 batch = self._batch(rng.named(f"data.{again}"), progress) if count else shared
                 moved[move.name] = player(batch, rng.named(again), self._clip)
@@ -188,8 +229,10 @@ class Fit(Iterator[Step]):
                     parameter.grad = None
                 for after in move.after:
                     after()
-        step = Step(self.index, progress, moved)
+        step = Step(self.index, progress, moved, span.stage.name)
         self.index += 1
+        if self.index == span.last:
+            self._leave(step)
         return step
 
     def _batch(self, rng: Streams, progress: Tensor) -> Batch:
@@ -206,7 +249,7 @@ class Fit(Iterator[Step]):
 
 
 def fit(
-    game: Game,
+    game: Game | Stages,
     source: Source,
     *,
     steps: int,
@@ -218,6 +261,7 @@ def fit(
     precision: Precision = Precision.AUTO,
     compile: bool = False,
     start: int = 0,
+    artifacts: Mapping[str, Artifact] = _NOTHING,
 ) -> Fit:
     """Play ``game`` for the steps start, ..., steps - 1, one at each iteration.
 
@@ -227,10 +271,13 @@ def fit(
     ``after`` is done. Every turn of a move after its first gets a batch of its own; the others
     share the step's. ``game.prepare`` runs once for each batch drawn.
 
+    :class:`saltus.games.Stages` are played one after another, each for its share of the steps. Progress,
+    learning rates and ``when`` begin anew in each; the step's index, and with it all randomness, does not.
+
     Args:
-        game: who moves (:func:`saltus.games.as_game` makes one of a bare objective).
+        game: who moves (:func:`saltus.games.as_game` makes one of a bare objective), or stages of games.
         source: streams -> batch; its rows are those of the streams, its randomness theirs.
-        steps: how many the whole run has; progress is step / steps.
+        steps: how many the whole run has; progress is step / steps, within a stage.
         seed: of all randomness in the steps.
         batch: rows.
         optimizer: for moves that bring none; :class:`AdamW` by default.
@@ -240,11 +287,15 @@ def fit(
         compile: whether each move's loss goes through :func:`saltus.autodiff.compiled`, which takes half
             a minute before the first step.
         start: the first step to play.
+        artifacts: what the stages before ``start`` have produced, as ``Fit.artifacts`` of the run that
+            played them (:func:`saltus.training.restore_artifacts` reads them from disk).
 
     Raises:
-        ValueError: for an impossible count, or a move without trainable parameters.
+        ValueError: for an impossible count, a move without trainable parameters, or a start in a stage
+            whose artifacts are missing.
+        NonFiniteLoss: in the last step of a stage that hands on what is not finite.
     """
-    if not isinstance(game, Game):
+    if not isinstance(game, Game | Stages):
         raise ValueError(
             f"game: expected a Game, got {type(game).__name__}; use saltus.games.as_game(objective, student)"
         )
@@ -255,11 +306,22 @@ def fit(
         )
     if clip is not None and not clip > 0.0:
         raise ValueError(f"clip: expected a norm above 0, got {clip}; None turns clipping off")
-    names = [move.name for move in game.moves]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"game: expected moves with different names, got {names}; rename them")
-    players = tuple(Player(move, optimizer, precision, compile) for move in game.moves)
-    lead = players[0].parameters[0]
-    dtype = torch.float64 if lead.dtype == torch.float64 else torch.float32
-    rng = Streams(seed, index=torch.arange(batch), device=lead.device, dtype=dtype)
-    return Fit(game, players, source, rng, steps=steps, start=start, schedule=schedule, clip=clip)
+
+    def enlist(game: Game) -> tuple[Player, ...]:
+        names = [move.name for move in game.moves]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"game: expected moves with different names, got {names}; rename them")
+        return tuple(Player(move, optimizer, precision, compile) for move in game.moves)
+
+    return Fit(
+        Stages((Stage("", lambda _: game),)) if isinstance(game, Game) else game,
+        enlist,
+        source,
+        seed=seed,
+        batch=batch,
+        steps=steps,
+        start=start,
+        artifacts=artifacts,
+        schedule=schedule,
+        clip=clip,
+    )

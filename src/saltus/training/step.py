@@ -56,13 +56,15 @@ class Step:
 
     Attributes:
         index: of the step, from 0.
-        progress: index / steps, 0-d.
+        progress: of the run or, if it has stages, of the stage; 0-d, in [0, 1).
         moved: what each player did that moved in this step.
+        stage: the name of the stage, empty in a run of a single game.
     """
 
     index: int
     progress: Tensor
     moved: Mapping[str, Moved]
+    stage: str = ""
 
     @property
     def terms(self) -> dict[str, Tensor]:
