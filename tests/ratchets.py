@@ -23,7 +23,8 @@ MOST_FUNCTION_LINES = 70
 LEVEL = {
     **dict.fromkeys(("typing", "tensors", "streams", "primitives", "autodiff"), 0),
     **dict.fromkeys(("interpolants", "couplings", "times", "weights"), 1),
-    **dict.fromkeys(("predictions", "maps", "identities", "legs", "states", "guidance", "slots"), 2),
+    **dict.fromkeys(("predictions", "maps", "identities", "legs", "states", "guidance"), 2),
+    **dict.fromkeys(("slots", "trajectories"), 2),
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),
     "games": 4,
     **dict.fromkeys(("methods", "training"), 5),

@@ -36,6 +36,7 @@ __all__ = [
     "Jump",
     "Leg",
     "Line",
+    "Slide",
     "Tableau",
     "advance",
     "ddim",
@@ -259,6 +260,28 @@ class Along:
             end = torch.lerp(s, m, (k + 1) / self.steps)
             x, start = step(self.tableau, b, x, start, end, cond), end
         return x
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One DDIM step along a velocity: the denoiser E[x1 | x_s] is held fixed, the path does the rest.
+
+    Attributes:
+        velocity: who supplies it.
+    """
+
+    velocity: Slot = Own()
+
+    def __call__(
+        self,
+        own: FlowMap,
+        state: State,
+        interpolant: Interpolant,
+        s: Tensor,
+        m: Tensor,
+        cond: Condition | None,
+    ) -> Tensor:
+        return slide(interpolant, state.x, self.velocity(own, state, s, cond), s, m)
 
 
 @dataclass(frozen=True)

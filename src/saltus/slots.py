@@ -30,7 +30,8 @@ class Slot(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """dI_t of the pair that made the state: unbiased, but noisy, and known only on its line."""
+    """The velocity that came with the state: dI_t of the pair that made it, which is unbiased, but noisy,
+    and known only on its line; or that of the teacher whose trajectory it lies on."""
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
         if state.velocity is None:

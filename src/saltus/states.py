@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,7 +22,8 @@ class State(NamedTuple):
 
     Attributes:
         x: [n, ...].
-        velocity: dI_s of the pair that made x, [n, ...]; None where no pair did.
+        velocity: dI_s of the pair that made x, or b_s(x) where a teacher's trajectory did, [n, ...];
+            None where neither did.
         x0, x1: that pair, or None.
     """
 
@@ -85,4 +86,4 @@ def locate(
     cond = batch.cond
     if guidance is not None and drawn is not None:
         cond = guidance.apply(cond, drawn)
-    return states(batch, interpolant, s, order), cond
+    return states(replace(batch, cond=cond), interpolant, s, order), cond

@@ -61,7 +61,8 @@ LAGRANGIAN = (
     ("rest, short = like(m - s, state.x)", "rest, short = like(t - s, state.x)"),
     ("sg(b - rest * (u - u_m) / short)", "sg(b + rest * (u - u_m) / short)"),
     ("sg(b - rest * (u - u_m) / short)", "(b - rest * (u - u_m) / short)"),
-    ("State(state.x + rest * u_m), m, cond", "State(state.x + rest * u_m), t, cond"),
+    ("return self.end(own, middle, m, cond)", "return self.end(own, middle, t, cond)"),
+    ("self.interpolant, m, t, cond) - middle.x", "self.interpolant, t, m, cond) - middle.x"),
 )
 EULERIAN = (
     ("u - sg(v + h * du) if", "u - sg(v - h * du) if"),

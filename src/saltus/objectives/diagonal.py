@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import LabelDropout
+from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, States, draw_pairing, locate
@@ -42,7 +42,7 @@ class Diagonal:
         times: the law of t.
         velocity: what u is compared with.
         weight: error -> loss.
-        guidance: label dropout, or None.
+        guidance: label dropout, strengths as an input of the network, or None.
         head: the name of a second head to train on the same velocity, or None.
     """
 
@@ -54,7 +54,7 @@ class Diagonal:
     times: Law = Uniform()
     velocity: Slot = Data()
     weight: Weight = Squared()
-    guidance: LabelDropout | None = None
+    guidance: LabelDropout | GuidanceInput | None = None
     head: str | None = None
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import LabelDropout
+from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Leg, Line
 from saltus.states import DataStates, States, draw_pairing, locate
@@ -46,7 +46,7 @@ class Endpoint:
         times: the law of (s, t), s < t.
         leg: how x_s reaches x_t.
         weight: error -> loss.
-        guidance: label dropout, or None.
+        guidance: label dropout, strengths as an input of the network, or None.
     """
 
     student: FlowMap
@@ -57,7 +57,7 @@ class Endpoint:
     times: PairLaw = FromStart(Uniform(1.0, 1.0))
     leg: Leg = Line()
     weight: Weight = Squared()
-    guidance: LabelDropout | None = None
+    guidance: LabelDropout | GuidanceInput | None = None
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
         """The times (s, t), each [B], and the pairing."""

@@ -11,8 +11,9 @@ and with a finite step d, m = t - d, in target form
     u - sg( b_m(X_{s,m}) - (h - d)(u_{s,t} - u_{s,m})/d ),
 
 which is the jump to m followed by an Euler step of length d, rescaled so that its error in u does not
-vanish with d. As d -> 0 it is TARGET. Rows whose step is below the resolution of their times have the
-error 0; autocast is off, for a difference of half precision divided by d would be noise.
+vanish with d; with another leg from m to t, (x_t - x_m)/d stands for b_m. As d -> 0 it is TARGET. Rows
+whose step is below the resolution of their times have the error 0; autocast is off, for a difference of
+half precision divided by d would be noise.
 
 References:
     Boffi, Albergo and Vanden-Eijnden, 2025, arXiv 2505.18825, eqs. (13), (26), (27), (94).
@@ -30,6 +31,7 @@ from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput
 from saltus.identities import in_end
 from saltus.interpolants import Interpolant, Linear
+from saltus.legs import Leg
 from saltus.slots import Own, Slot
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
@@ -54,6 +56,7 @@ class Lagrangian:
         times: the law of (s, t).
         near: how the derivative in t is taken.
         step: a finite step d instead of a derivative (target form), or None.
+        leg: how the end moves by a finite step; None is an Euler step along ``end``.
         end: the velocity b_t at the end of the jump.
         gradient: how far the gradient reaches.
         weight: error -> loss.
@@ -68,6 +71,7 @@ class Lagrangian:
     times: PairLaw = Triangle()
     near: Derivative = Forward()
     step: StepLaw | None = None
+    leg: Leg | None = None
     end: Slot = Own()
     gradient: Gradient = Gradient.TIME
     weight: Weight = Squared()
@@ -114,5 +118,13 @@ class Lagrangian:
         u = self.student.average(state.x, s, t, cond)
         with torch.no_grad():
             u_m = own.average(state.x, s, m, cond)
-            b = self.end(own, State(state.x + rest * u_m), m, cond)
+            b = self._mean(own, State(state.x + rest * u_m), m, t, short, cond)
         return u - sg(b - rest * (u - u_m) / short)
+
+    def _mean(
+        self, own: FlowMap, middle: State, m: Tensor, t: Tensor, short: Tensor, cond: Condition | None
+    ) -> Tensor:
+        """The velocity at m, or the mean one over the leg from m to t."""
+        if self.leg is None:
+            return self.end(own, middle, m, cond)
+        return (self.leg(own, middle, self.interpolant, m, t, cond) - middle.x) / short

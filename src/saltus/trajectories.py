@@ -1,0 +1,146 @@
+"""States that no data made: on a teacher's trajectory from the prior, and on the student's own. Both start
+at x = alpha_0 x0 and carry no gradient. With them the laws of times that they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saltus.interpolants import Interpolant
+from saltus.legs import Jump, Tableau, advance, slide, stages
+from saltus.states import PriorStates, State
+from saltus.streams import Streams
+from saltus.times import PairLaw, linear_time
+from saltus.typing import Batch, Condition, FlowMap, Velocity
+
+__all__ = ["Nodes", "RollOut", "Started", "TrajectoryStates", "share"]
+
+
+def _firsts(count: int, group: int, device: torch.device) -> Tensor:
+    """The first row of each group, int64 [count / group]."""
+    if count % group:
+        raise ValueError(
+            f"trajectory: expected rows in groups of {group}, got {count} rows; "
+            "use a batch that is a multiple of it"
+        )
+    return torch.arange(0, count, group, device=device)
+
+
+def share(batch: Batch, group: int) -> Batch:
+    """The batch with each group of rows made equal to its first: one x0, one condition."""
+    first = _firsts(batch.x0.shape[0], group, batch.x0.device)
+    return batch.rows(first.repeat_interleave(group))
+
+
+@dataclass(frozen=True, eq=False)
+class TrajectoryStates:
+    """The states that a teacher's flow visits on its way from the prior.
+
+    The rows come in groups of ``group``, whose times ascend and begin at s = 0. A group's trajectory
+    starts at the x0 of its first row, under that row's condition, and takes one step from each of the
+    group's times to the next. The states know the teacher's velocity, which is asked once a row:
+    nothing more is needed for a DDIM or an Euler step.
+
+    Attributes:
+        teacher: the velocity that is followed.
+        group: visits of one trajectory.
+        tableau: the Runge-Kutta method of a step; None is a DDIM step, which for the linear interpolant
+            is an Euler step.
+    """
+
+    teacher: Velocity
+    group: int
+    tableau: Tableau | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, order: Tensor | None) -> State:
+        first = _firsts(s.shape[0], self.group, s.device)
+        seen = batch.rows(first)
+        times = s.reshape(-1, self.group).unbind(1)
+        x = PriorStates()(seen, interpolant, torch.zeros_like(times[0]), None).x
+        visited: list[tuple[Tensor, Tensor]] = []
+        for k, now in enumerate(times):
+            b = self.teacher(x, now, seen.cond)
+            visited.append((x, b))
+            if k + 1 < self.group:
+                x = self._step(x, b, interpolant, now, times[k + 1], seen.cond)
+        xs, bs = (torch.stack(z, dim=1).flatten(0, 1) for z in zip(*visited, strict=True))
+        return State(xs, bs)
+
+    def _step(
+        self, x: Tensor, b: Tensor, interpolant: Interpolant, s: Tensor, t: Tensor, cond: Condition | None
+    ) -> Tensor:
+        if self.tableau is None:
+            return slide(interpolant, x, b, s, t)
+        slopes = stages(self.tableau, self.teacher, x, s, t, cond, first=b)
+        return advance(x, t - s, self.tableau.b, slopes)
+
+
+@dataclass(frozen=True, eq=False)
+class RollOut:
+    """x = X_{0,s}(x0), where the flow map's own jumps from the prior arrive.
+
+    Attributes:
+        student: the flow map that jumps.
+        jumps: their number, of equal length.
+    """
+
+    student: FlowMap
+    jumps: int = 1
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, order: Tensor | None) -> State:
+        start = torch.zeros_like(s)
+        prior = PriorStates()(batch, interpolant, start, None)
+        return State(Jump(self.jumps)(self.student, prior, interpolant, start, s, batch.cond))
+
+
+@dataclass(frozen=True)
+class Started:
+    """The pairs of ``law``, a ``share`` of which starts at s = 0 instead.
+
+    For maps whose states are made by jumps from the prior: a law of two free times never draws s = 0.
+    """
+
+    law: PairLaw
+    share: float
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        s, t = self.law(rng)
+        return torch.where(rng.uniform("started") < self.share, torch.zeros_like(s), s), t
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """t = 1, and s the nodes of a grid: sample k of the run has node k mod n, so that n samples in a row
+    are one pass over the grid, ascending from s = 0.
+
+    Node j > 0 lies at sigma = shift w/(1 + (shift - 1) w), w = 1 - (j + U - 1/2)/n: uniform between the
+    middles of the cells on both sides, on a clock that ``shift`` > 1 slows down at the noise.
+
+    Attributes:
+        n: their number.
+        shift: 1 spaces them evenly in w.
+        time: noise-to-signal ratio sigma/(1 - sigma) -> time of the interpolant in use.
+    """
+
+    n: int
+    shift: float = 1.0
+    time: Callable[[Tensor], Tensor] = linear_time
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        place = rng.index % self.n
+        if len(place) % self.n or not torch.equal(place, torch.arange(len(place)) % self.n):
+            raise ValueError(
+                f"nodes: expected rows in whole groups of {self.n}, got {len(place)} rows, the first of them "
+                f"sample {int(rng.index[0])}; use a batch that is a multiple of {self.n}"
+            )
+        node = place.to(device=rng.device, dtype=rng.dtype)
+        w = 1.0 - (node + rng.uniform("node") - 0.5) / self.n
+        s = self.time(self.shift * w / (1.0 - w).clamp(min=torch.finfo(w.dtype).eps))
+        s = torch.where(node == 0, torch.zeros_like(s), s)
+        return s, torch.ones_like(s)
