@@ -44,7 +44,8 @@ from saltus.typing import Objective
 __all__ = ["Build", "Displacement", "displacements", "methods", "pull", "restores"]
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "restores.json"
-ROWS = {2: 3000, 1: 2000}
+ROWS = {2: 3008, 1: 2000}
+"""By dimension; whole trajectories of 16 rows."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ CARD = Card(
     cost=Cost(live=1.0, teacher=64.0),
     threshold=0.17,
     quick_threshold=0.5,
-    bias="the teacher's solver: O(1/steps^p) for a method of order p",
+    bias="the teacher's Heun steps: O(d^2)",
     second_hand=("pairs made on the way", "32 steps of Heun's method"),
 )
 
@@ -49,7 +49,7 @@ def endpoint(
     teacher: Velocity,
     interpolant: Interpolant = Linear(),
     tableau: Tableau = HEUN,
-    steps: int = 32,
+    solver_steps: int = 32,
     times: PairLaw = FromStart(Uniform(1.0, 1.0)),
     weight: Weight = Squared(),
     guidance: GuidanceInput | None = None,
@@ -61,7 +61,7 @@ def endpoint(
         teacher: its velocity on this interpolant.
         interpolant: the path between prior and data.
         tableau: the method of the teacher's steps.
-        steps: their number, of equal length.
+        solver_steps: their number, of equal length.
         times: the law of (s, t), s = 0 < t; the default is t = 1.
         weight: error in velocities -> loss.
         guidance: strengths as an input of the network, for a teacher ``CFG(velocity)``.
@@ -71,7 +71,7 @@ def endpoint(
         interpolant=interpolant,
         states=PriorStates(),
         times=times,
-        leg=Along(Teacher(teacher), tableau, steps),
+        leg=Along(Teacher(teacher), tableau, solver_steps),
         weight=weight,
         guidance=guidance,
     )
