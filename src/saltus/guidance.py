@@ -52,13 +52,18 @@ class CFG:
     Attributes:
         velocity: (x, t, cond) -> [B, ...].
         w: 1 means no guidance, larger guides more.
+        interval: the times (start, end) between which it guides, instead of the rows' own; None keeps those.
     """
 
     velocity: Velocity
     w: float | None = None
+    interval: tuple[float, float] | None = None
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         cond = _labelled(cond)
+        if self.interval is not None:
+            bounds = t.new_tensor(self.interval).expand(len(t), 2)
+            cond = replace(cond, interval=bounds)
         w = like(_strength(cond, self.w, t), x)
         plain = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))
         free = self.velocity(x, t, plain.nulled())

@@ -157,10 +157,13 @@ class Term:
     Attributes:
         value: one number a row, or a group of rows, [n], in float32 or float64.
         weight: a number or a 0-d tensor.
+        slope: gives the norm of each row's gradient of the value in the error, [n], as constants; asked
+            for by sums that balance their parts. None where there is no such error.
     """
 
     value: Tensor
     weight: float | Tensor = 1.0
+    slope: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)

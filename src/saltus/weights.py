@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from saltus.autodiff import derivative
 from saltus.tensors import like, per_row_norm2, sg, upcast
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Squared",
     "TangentNormalised",
     "Weight",
+    "slope",
 ]
 
 
@@ -48,6 +50,23 @@ class Weight(Protocol):
     """error [n, ...] and the rows' times -> loss [n], in at least float32."""
 
     def __call__(self, error: Tensor, span: Span) -> Tensor: ...
+
+
+def slope(weight: Weight, error: Tensor, span: Span) -> Tensor:
+    """|d weight(e)/d e|, the norm of each row's gradient in the error, as constants [n].
+
+    A weight depends on the size of e alone, so its gradient is along e and its norm is the derivative
+    along e/|e|. Where e = 0 it is 0.
+
+    >>> slope(Squared(), torch.tensor([[3.0, 4.0]]), Span(torch.zeros(1), torch.ones(1)))
+    tensor([10.])
+    """
+    with torch.no_grad():
+        fixed = upcast(error)
+        length = torch.sqrt(per_row_norm2(fixed))
+        unit = fixed / like(length.clamp(min=torch.finfo(length.dtype).tiny), fixed)
+        _, along = derivative(lambda e: weight(e, span), (fixed,), (unit,))
+    return along.abs()
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class PseudoHuber:
 
 @dataclass(frozen=True)
 class AdaptivePower:
-    """|e|^2 / sg(|e|^2 + c)^p.
+    """|e|^2 / sg(|e|^2 + c)^p, or |e|^2 / sg(|e|^2/D + c)^p ``per_dimension``, D being their number.
 
     p = 1 divides every row by its own squared error. With data velocities in low dimension that
     moves the fixed point (an M-estimator of the mean); p = 0 is :class:`Squared`.
@@ -92,10 +111,12 @@ class AdaptivePower:
 
     p: float = 1.0
     c: float = 1e-2
+    per_dimension: bool = False
 
     def __call__(self, error: Tensor, span: Span) -> Tensor:
         value = per_row_norm2(error)
-        return value / sg(value + self.c) ** self.p
+        size = value / _size(error) if self.per_dimension else value
+        return value / sg(size + self.c) ** self.p
 
 
 @dataclass(frozen=True)

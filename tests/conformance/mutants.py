@@ -171,8 +171,8 @@ OTHERS = (
     ("maps", "torch.sinc(0.5 * half).square()", "torch.sinc(half).square()"),
     ("maps", "(s * variance - (1.0 - s)) / n2", "(s * variance + (1.0 - s)) / n2"),
     ("maps", "gain = like(self.sigma_data / n, x)", "gain = like(variance / n, x)"),
-    ("weights", "value / sg(value + self.c) ** self.p", "value / (value + self.c) ** self.p"),
-    ("weights", "value / sg(value + self.c) ** self.p", "value / sg(value + self.c)"),
+    ("weights", "value / sg(size + self.c) ** self.p", "value / (size + self.c) ** self.p"),
+    ("weights", "value / sg(size + self.c) ** self.p", "value / sg(size + self.c)"),
     ("weights", "error - sg(error) + normalised", "error + sg(error) + normalised"),
     (
         "weights",

@@ -202,8 +202,9 @@ def objective_of(built: Objective | Game) -> Objective:
 
 
 def wired(method: Method, student: Perturbed, system: System, **options: object) -> Objective | Game:
-    """A method on a perturbed map; its teacher is the exact velocity, its critic the best one there."""
-    critic = Perturbed(system.exact, torch.zeros(8, dtype=torch.float64))
+    """A method on a perturbed map; its teacher is the exact velocity, its critic knows the student's own,
+    which is the best one at the exact map, also that of another law."""
+    critic = Perturbed(system.exact, student.c.detach(), basis=student.basis)
     built: Objective | Game = method.wired(student, teacher=system.velocity, critic=critic, **options)
     return built
 

@@ -2,14 +2,26 @@
 
 :class:`Diagonal` learns the velocity, u_{t,t} = b_t. The trajectory losses make u_{s,t} its average:
 :class:`Lagrangian` (a split near t), :class:`Eulerian` (near s), :class:`Composition` (in between)
-and :class:`Endpoint` (none). :class:`Sum` adds them, on rows of their own or on the same.
+and :class:`Endpoint` (none). :class:`Distribution` matches the law of the student's samples instead, beside a
+critic that learns :class:`OnSamples`. :class:`Sum` adds losses, on rows of their own or on the same.
 """
 
 from saltus.objectives.composition import Composition
 from saltus.objectives.diagonal import Diagonal
+from saltus.objectives.distribution import Distribution, OnSamples
 from saltus.objectives.endpoint import Endpoint
 from saltus.objectives.eulerian import Eulerian
 from saltus.objectives.lagrangian import Lagrangian
 from saltus.objectives.sum import Part, Sum
 
-__all__ = ["Composition", "Diagonal", "Endpoint", "Eulerian", "Lagrangian", "Part", "Sum"]
+__all__ = [
+    "Composition",
+    "Diagonal",
+    "Distribution",
+    "Endpoint",
+    "Eulerian",
+    "Lagrangian",
+    "OnSamples",
+    "Part",
+    "Sum",
+]

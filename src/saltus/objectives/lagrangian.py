@@ -22,6 +22,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ from saltus.streams import Streams
 from saltus.tensors import like, sg
 from saltus.times import PairLaw, StepLaw, Triangle, resolved
 from saltus.typing import Batch, Condition, Draws, FlowMap, Gradient, Term
-from saltus.weights import Span, Squared, Weight
+from saltus.weights import Span, Squared, Weight, slope
 
 __all__ = ["Lagrangian"]
 
@@ -100,7 +101,8 @@ class Lagrangian:
             span = Span(s, t, d)
         else:
             error, span = self._differential(state, s, t, cond), Span(s, t)
-        return {"lagrangian": Term(self.weight(error, span))}
+        steep = partial(slope, self.weight, error, span)
+        return {"lagrangian": Term(self.weight(error, span), slope=steep)}
 
     def _differential(self, state: State, s: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         h = like(t - s, state.x)

@@ -23,12 +23,16 @@ class Part:
         objective: the loss.
         share: the fraction of the global batch it sees; None is all of it.
         weight: multiplies its terms.
+        balance: how large the mean gradient of its terms in their errors is to be beside that of the first
+            part's terms (before ``weight``), over the global batch; a factor without gradient makes it
+            so. None leaves the terms as they are.
     """
 
     name: str
     objective: Objective
     share: float | None = None
     weight: float = 1.0
+    balance: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,8 @@ class Sum:
         names = [p.name for p in self.parts]
         if len(set(names)) != len(names):
             raise ValueError(f"sum: expected parts with different names, got {names}; rename one")
+        if self.parts and self.parts[0].balance is not None:
+            raise ValueError("sum: the first part is what others are balanced with; set its balance to None")
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
         """Each part's draws under its name; a part with a share has its rows [n] there too."""
@@ -74,6 +80,7 @@ class Sum:
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The terms of all parts."""
         terms: dict[str, Term] = {}
+        first: Tensor | None = None
         for part in self.parts:
             drawn, seen = draws[part.name], batch
             assert isinstance(drawn, dict)
@@ -81,10 +88,31 @@ class Sum:
                 rows, of = drawn["rows"], drawn["of"]
                 assert isinstance(rows, Tensor) and isinstance(of, dict)
                 seen, drawn = batch.rows(rows), of
-            for name, term in part.objective(seen, drawn).items():
+            own = part.objective(seen, drawn)
+            factor: float | Tensor = 1.0
+            if any(p.balance is not None for p in self.parts[1:]) and first is None:
+                first = _steepness(part, own, seen)
+            if part.balance is not None:
+                assert first is not None
+                size = _steepness(part, own, seen)
+                factor = part.balance * first / size.clamp(min=torch.finfo(size.dtype).eps)
+            for name, term in own.items():
                 key = name if name not in terms else f"{part.name}_{name}"
-                terms[key] = replace(term, weight=term.weight * part.weight)
+                terms[key] = replace(term, weight=term.weight * part.weight * factor)
         return terms
+
+
+def _steepness(part: Part, terms: dict[str, Term], seen: Batch) -> Tensor:
+    """The mean over the global batch of the size of a part's gradient in its errors, 0-d."""
+    total = torch.zeros((), device=seen.x0.device)
+    for name, term in terms.items():
+        if term.slope is None:
+            raise ValueError(
+                f"sum: balance needs the gradient's size of every part it compares, but term {name!r} of part "
+                f"{part.name!r} does not give it; balance Lagrangian and Distribution, or use weight"
+            )
+        total = total + term.weight * seen.mean(term.slope())
+    return total
 
 
 _HALVES = ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF))

@@ -1,0 +1,189 @@
+"""FreeFlow: the flow map of a teacher from the teacher and nothing else, learned from noise alone.
+
+Two losses share the rows of a batch of noise x0. Prediction, on ``share`` of them, makes jumps from the prior end
+where the teacher b carries them (the Lagrangian identity at s = 0, everything but u stopped):
+
+    e = u_{0,t}(x0) - sg( b_t(X_{0,t}(x0)) - t d_t u_{0,t}(x0) ),    |e|^2 / sg(|e|^2/D + c)^k.
+
+What it gets wrong early it never sees again, for the states are its own. Correction, on the other rows,
+matches the law of X_{0,1}(x0) with the teacher's: re-noised to I_r, at levels r that favour noise,
+
+    Delta = v(I_r, r) - b(I_r, r),   gradient lambda E[Delta . d u_{0,1}],
+    lambda = alpha mean|grad of prediction| / mean|Delta|  over the global batch,
+
+with v the critic, a second network that learns the velocity of the student's samples by flow matching, a
+move of its own in every step. ``freeflow_prediction`` is the first loss alone, without a critic.
+
+With ``guidance`` the strength w is an input of student and critic, drawn for each row; the teacher is guided
+between the times of ``prediction_interval`` and, in the correction, only where r >= 0.3.
+
+Use it where there is a model and no data, or none that the model was trained on. It learns X_{0,t} only, so
+it samples in one step from the prior. Student and critic should start from the teacher's weights if they
+can; ``share=0``, the correction alone, must.
+
+References:
+    "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (7)-(11) (k = 1, 75 % of the rows
+    for prediction, levels logit-normal with location 0.8 towards noise, guidance of the correction cut at
+    noise levels above 0.7). In that paper t = 1 is noise; u points from noise to data as ours does.
+"""
+
+from __future__ import annotations
+
+from saltus.autodiff import Derivative, Forward
+from saltus.games import Game, Move, student_move
+from saltus.guidance import CFG, GuidanceInput
+from saltus.interpolants import Interpolant, Linear
+from saltus.maps import NetworkMap
+from saltus.methods import Card, Cost, Method, Need, Sampler
+from saltus.objectives import Diagonal, Distribution, Lagrangian, OnSamples, Part, Sum
+from saltus.slots import Teacher
+from saltus.states import PriorStates
+from saltus.times import FromStart, Law, LogitNormal, Uniform
+from saltus.typing import FlowMap, Gradient, Objective, Velocity
+from saltus.weights import AdaptivePower, Squared, Weight
+
+PREDICTION = Card(
+    title="FreeFlow, prediction alone",
+    paper="Flow map distillation without data 2025, arXiv 2511.19428",
+    needs=frozenset({Need.TEACHER, Need.JVP}),
+    sampler=Sampler.JUMPS,
+    steps=(1,),
+    two_times=False,
+    cost=Cost(live_jvp=1.0, teacher=1.0),
+    threshold=0.28,
+    quick_threshold=1.13,
+    plain={"weight": Squared()},
+    second_hand=("the law of t, uniform here", "c in the weight"),
+)
+
+CARD = Card(
+    title="FreeFlow",
+    paper="Flow map distillation without data 2025, arXiv 2511.19428",
+    needs=frozenset({Need.TEACHER, Need.CRITIC, Need.JVP}),
+    sampler=Sampler.JUMPS,
+    steps=(1,),
+    two_times=False,
+    cost=Cost(live=1.25, live_jvp=0.75, stopped=1.25, teacher=1.0),
+    threshold=None,
+    quick_threshold=1.07,
+    plain={"weight": Squared()},
+    second_hand=(
+        "the law of t, uniform here",
+        "c in the weight",
+        "s.d. 1 of the levels' logit-normal",
+        "the balance takes the prediction's gradient after its weight",
+        "the critic moves once a step, on its own batch size and learning rate of the student's",
+        "the critic's levels, uniform here",
+    ),
+)
+
+
+def freeflow_prediction(
+    student: FlowMap,
+    *,
+    teacher: Velocity,
+    interpolant: Interpolant = Linear(),
+    times: Law = Uniform(),
+    k: float = 1.0,
+    near: Derivative = Forward(),
+    weight: Weight | None = None,
+    guidance: GuidanceInput | None = None,
+    prediction_interval: tuple[float, float] | None = None,
+) -> Objective:
+    """FreeFlow's prediction alone: Lagrangian distillation from the prior in target form.
+
+    Args:
+        student: the flow map of which X_{0,t} learns.
+        teacher: the velocity b on the interpolant's path.
+        interpolant: the path between prior and data.
+        times: the law of the end t.
+        k: exponent of the weight, 0 for the squared error.
+        near: how the derivative in time is taken; it carries no gradient.
+        weight: error -> loss; None is the paper's with its exponent k.
+        guidance: learn the map of the guided teacher, its strength an input of the network.
+        prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
+    """
+    guided = teacher if guidance is None else CFG(teacher, interval=prediction_interval)
+    return Lagrangian(
+        student,
+        interpolant=interpolant,
+        states=PriorStates(),
+        times=FromStart(times),
+        near=near,
+        end=Teacher(guided),
+        gradient=Gradient.TARGET,
+        weight=AdaptivePower(k, per_dimension=True) if weight is None else weight,
+        guidance=guidance,
+    )
+
+
+def freeflow(
+    student: NetworkMap,
+    *,
+    teacher: Velocity,
+    critic: NetworkMap,
+    interpolant: Interpolant = Linear(),
+    times: Law = Uniform(),
+    levels: Law = LogitNormal(-0.8),
+    share: float = 0.75,
+    alpha: float = 1.0,
+    k: float = 1.0,
+    near: Derivative = Forward(),
+    weight: Weight | None = None,
+    guidance: GuidanceInput | None = None,
+    prediction_interval: tuple[float, float] | None = None,
+    correction_interval: tuple[float, float] | None = (0.3, 1.0),
+    critic_moves: int = 1,
+) -> Game:
+    """Prediction and correction: the student's move, then the critic's.
+
+    Args:
+        student: the flow map of which X_{0,t} learns.
+        teacher: the velocity b on the interpolant's path.
+        critic: learns the velocity of the student's samples; a network like the student's.
+        interpolant: the path between prior and data.
+        times: the law of the prediction's end t.
+        levels: the law of the correction's noise level r; it must come close to r = 0, all noise.
+        share: of the rows for prediction; 0 is the correction alone. For 1 use freeflow_prediction.
+        alpha: size of the correction's mean gradient beside the prediction's.
+        k: exponent of the prediction's weight, 0 for the squared error.
+        near: how the prediction's derivative is taken; it carries no gradient.
+        weight: error -> loss in both; None is the paper's: exponent k there, squared in the correction.
+        guidance: learn the map of the guided teacher, its strength an input of student and critic.
+        prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
+        correction_interval: the same in the correction, the paper's more cautious at high noise.
+        critic_moves: of the critic in a step, each after the first on noise of its own.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(
+            f"freeflow: expected a share of at least 0 and below 1, got {share}; use freeflow_prediction for 1"
+        )
+    loss: Objective = Distribution(
+        student,
+        teacher if guidance is None else CFG(teacher, interval=correction_interval),
+        critic,
+        interpolant,
+        levels,
+        Squared() if weight is None else weight,
+        guidance,
+    )
+    if share > 0.0:
+        prediction = freeflow_prediction(
+            student,
+            teacher=teacher,
+            interpolant=interpolant,
+            times=times,
+            k=k,
+            near=near,
+            weight=weight,
+            guidance=guidance,
+            prediction_interval=prediction_interval,
+        )
+        rest = Part("correction", loss, 1.0 - share, 1.0 - share, balance=alpha)
+        loss = Sum((Part("prediction", prediction, share, share), rest))
+    samples = OnSamples(student, Diagonal(critic, interpolant=interpolant), interpolant, guidance)
+    follow = Move("critic", critic, samples, when=lambda step: critic_moves)
+    return Game((student_move(student, loss), follow))
+
+
+VARIANTS = (Method("freeflow_prediction", freeflow_prediction, PREDICTION),)
