@@ -1,7 +1,8 @@
-"""Where samples come from: densities of the plane, arrays in memory, real digits."""
+"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits."""
 
 from saltus.data.arrays import ArrayData
 from saltus.data.digits import digits
+from saltus.data.pairs import Pairs
 from saltus.data.toy import (
     Checkerboard,
     Source,
@@ -17,6 +18,7 @@ from saltus.data.toy import (
 __all__ = [
     "ArrayData",
     "Checkerboard",
+    "Pairs",
     "Source",
     "circles",
     "digits",
