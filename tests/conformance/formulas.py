@@ -93,10 +93,17 @@ Reference = Callable[[Model, Tensor, Tensor, Row], dict[str, Tensor]]
 Build = Callable[[Perturbed, Perturbed, System], Objective]
 
 
-def _heun(m: Model, p: Tensor, r: Row, d: Tensor) -> Tensor:
-    first = m.b(p, r.x, r.s)
-    second = m.b(p, r.x + like(d, r.x) * first, r.s + d)
-    return r.x + like(d, r.x) * 0.5 * (first + second)
+def _heun(m: Model, p: Tensor, x: Tensor, s: Tensor, d: Tensor) -> Tensor:
+    first = m.b(p, x, s)
+    second = m.b(p, x + like(d, x) * first, s + d)
+    return x + like(d, x) * 0.5 * (first + second)
+
+
+def _led(m: Model, r: Row) -> Tensor:
+    """Two Heun steps of the exact velocity to m, then a jump of the target to t."""
+    d = 0.5 * r.gamma * (r.t - r.s)
+    half = _heun(m, 0 * P, r.x, r.s, d)
+    return m.jump(T, _heun(m, 0 * P, half, r.s + d, d), r.s + 2.0 * d, r.t)
 
 
 def _eulerian_finite(
@@ -282,6 +289,29 @@ CASES: dict[str, tuple[Build, Reference]] = {
         lambda u, o, y: Eulerian(u, o, step=Constant(0.05), leg=Along(Own(), HEUN)),
         lambda m, L, S, r: {"eulerian": _heun_step(m, L, S, r)},
     ),
+    "eulerian, target, of a teacher": (
+        lambda u, o, y: Eulerian(u, tangent=Teacher(y.velocity), velocity=Teacher(y.velocity)),
+        lambda m, L, S, r: {
+            "eulerian": m.u(L, r.x, r.s, r.t)
+            - m.b(0 * L, r.x, r.s)
+            - r.h * m.along(S, r.x, r.s, r.t, m.b(0 * L, r.x, r.s))
+        },
+    ),
+    "eulerian, time, of a teacher": (
+        lambda u, o, y: Eulerian(
+            u, tangent=Teacher(y.velocity), velocity=Teacher(y.velocity), gradient=Gradient.TIME
+        ),
+        lambda m, L, S, r: {
+            "eulerian": m.u(L, r.x, r.s, r.t)
+            - r.h * m.slopes(L, r.x, r.s, r.t, r.v)[1]
+            - m.b(0 * L, r.x, r.s)
+            - r.h * m.slopes(S, r.x, r.s, r.t, m.b(0 * L, r.x, r.s))[0]
+        },
+    ),
+    "eulerian, finite, a teacher's Heun step, of the target": (
+        lambda u, o, y: Eulerian(u, o, step=Constant(0.05), leg=Along(Teacher(y.velocity), HEUN)),
+        lambda m, L, S, r: {"eulerian": _heun_step(m, L, S, r, 0 * L)},
+    ),
     # Composition
     "composition": (
         lambda u, o, y: Composition(u),
@@ -294,6 +324,17 @@ CASES: dict[str, tuple[Build, Reference]] = {
     "composition, clip, of the target": (
         lambda u, o, y: Composition(u, o, clip=0.8),
         lambda m, L, S, r: {"composition": m.u(L, r.x, r.s, r.t) - _two(m, T, r, 0.8)},
+    ),
+    "composition, two Heun steps of a teacher, of the target": (
+        lambda u, o, y: Composition(u, o, leg=Along(Teacher(y.velocity), HEUN, 2)),
+        lambda m, L, S, r: {"composition": m.u(L, r.x, r.s, r.t) - (_led(m, r) - r.x) / r.h},
+    ),
+    "composition, two Heun steps of a teacher, pushed by the target": (
+        lambda u, o, y: Composition(u, o, leg=Along(Teacher(y.velocity), HEUN, 2), push=Jump()),
+        lambda m, L, S, r: {
+            "composition": m.jump(T, m.jump(L, r.x, r.s, r.t), r.t, torch.ones_like(r.t))
+            - m.jump(T, _led(m, r), r.t, torch.ones_like(r.t))
+        },
     ),
     # Endpoint
     "endpoint, two jumps": (
@@ -323,9 +364,9 @@ def _lagrangian_finite(m: Model, live: Tensor, stopped: Tensor, own: Tensor, r: 
     return m.u(live, r.x, r.s, r.t) - (b - (r.h - d) * (u - u_m) / d)
 
 
-def _heun_step(m: Model, live: Tensor, stopped: Tensor, r: Row) -> Tensor:
+def _heun_step(m: Model, live: Tensor, stopped: Tensor, r: Row, of: Tensor = T) -> Tensor:
     d = torch.clamp(r.t - r.s, max=0.05)
-    x_m = _heun(m, T, r, d)
+    x_m = _heun(m, of, r.x, r.s, d)
     return _eulerian_finite(m, live, r, x_m, m.u(T, x_m, r.s + d, r.t), m.u(stopped, r.x, r.s, r.t), d)
 
 
