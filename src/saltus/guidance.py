@@ -9,7 +9,9 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,6 +21,14 @@ from saltus.tensors import like
 from saltus.typing import Condition, Velocity
 
 __all__ = ["CFG", "AutoGuidance", "GuidanceInput", "LabelDropout"]
+
+
+def _check(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise a ValueError unless value is a finite number in [low, high]; True is none."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
 
 
 def _labelled(cond: Condition | None) -> Condition:
@@ -53,11 +63,26 @@ class CFG:
         velocity: (x, t, cond) -> [B, ...].
         w: 1 means no guidance, larger guides more.
         interval: the times (start, end) between which it guides, instead of the rows' own; None keeps those.
+
+    One model makes any number of guided ones: ``CFG(b, 3.0), CFG(b, 3.0, interval=(0.1, 0.6))``.
     """
 
     velocity: Velocity
     w: float | None = None
     interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.w is not None:
+            _check("guidance strength w", self.w)
+        if self.interval is not None:
+            start, end = self.interval
+            _check("guidance interval, start", start)
+            _check("guidance interval, end", end)
+            if not start <= end:
+                raise ValueError(
+                    f"guidance interval: expected (start, end) with start <= end, got {self.interval}; "
+                    "t = 0 is noise and t = 1 is data"
+                )
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         cond = _labelled(cond)
@@ -102,6 +127,9 @@ class LabelDropout:
     """Drop each row's label with probability ``rate``, so the network learns the unconditional flow."""
 
     rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("rate of label dropout", self.rate, 0.0, 1.0)
 
     def draw(self, rng: Streams) -> Tensor:
         """Rows to drop, bool [B]."""

@@ -23,7 +23,7 @@ from saltus.interpolants import Coefficients, Interpolant
 from saltus.tensors import like, sg, upcast
 from saltus.typing import Condition, Velocity
 
-__all__ = ["Converted", "Prediction", "Reinterpolated", "convert", "matching_time"]
+__all__ = ["Converted", "Prediction", "convert", "matching_time", "means"]
 
 
 class Prediction(Enum):
@@ -73,23 +73,6 @@ def convert(
     return (like(of_x, x) * x + like(of_value, x) * value).to(upcast(x).dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """A model that predicts ``have`` along an interpolant, seen as a Velocity of that interpolant.
-
-    Attributes:
-        model: (x, t, cond) -> prediction in the shape of x.
-    """
-
-    model: Velocity
-    interpolant: Interpolant
-    have: Prediction
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        value = self.model(x, t, cond)
-        return convert(value, x, t, self.interpolant, self.have, Prediction.VELOCITY)
-
-
 def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: int = 80) -> Tensor:
     """The time of ``other`` with the signal-to-noise ratio that ``given`` has at t.
 
@@ -111,28 +94,84 @@ def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: i
     return (tau - (gap - sg(gap)) / sg(slope)).to(t)
 
 
-@dataclass(frozen=True, eq=False)
-class Reinterpolated:
-    """A velocity of the interpolant ``given`` as the velocity of the interpolant ``wanted``.
+def means(
+    value: Tensor, x: Tensor, t: Tensor, interpolant: Interpolant, have: Prediction
+) -> tuple[Tensor, Tensor]:
+    """E[x0|x] and E[x1|x] at state x [B, ...] and time t [B], from a prediction there.
 
-    With the same pairs (x0, x1), the state x of ``wanted`` at t is a multiple of a state of ``given``
-    at the time tau of equal signal-to-noise ratio: x' = (alpha'_tau/alpha_t) x. There the model's
-    velocity yields E[x0|x] and E[x1|x], and those the velocity dalpha_t E[x0|x] + dbeta_t E[x1|x].
+    NaN where the prediction says nothing of one of them: noise at beta_t = 0, x1 at alpha_t = 0.
+    """
+    c = interpolant(t)
+    if have is Prediction.SCORE:  # its row is infinite at alpha = 0, and alpha times it is not
+        value, have = -like(c.alpha, x) * value, Prediction.X0
+    p, q = have.row(c)
+    determinant = c.alpha * q - c.beta * p
+    x0 = like(q / determinant, x) * x - like(c.beta / determinant, x) * value
+    x1 = like(c.alpha / determinant, x) * value - like(p / determinant, x) * x
+    return x0, x1
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A model that predicts ``have`` along ``interpolant``, as a Velocity of the interpolant ``onto``.
+
+    With the same pairs (x0, x1), the state x of ``onto`` at t is a multiple of a state of ``interpolant``
+    at the time tau of equal signal-to-noise ratio: y = (alpha'_tau/alpha_t) x. There the model's
+    prediction yields E[x0|x] and E[x1|x], and those the velocity dalpha_t E[x0|x] + dbeta_t E[x1|x].
+    That is exact for every tau at which the model is asked.
+
+    A noise prediction says nothing of x1 where beta = 0, and an x1 prediction nothing of x0 where
+    alpha = 0. ``between`` keeps such times out: the model is asked at tau clamped to it, at y of the
+    length that states have there, and of its two means the nearest with alpha_t x0 + beta_t x1 = x are
+    taken. So b_0 = dalpha_0 x + dbeta_0 E[x1 | y at low], whose error is of first order in ``low``:
+    low Cov(x1) x on the line. The same happens to a ratio that ``interpolant`` never reaches, as t = 0
+    for a variance-exploding one that stops at sigma = 80.
+
+    Attributes:
+        model: (y, tau, cond) -> prediction in the shape of y.
+        have: what it predicts.
+        onto: the interpolant whose velocity is wanted; None is ``interpolant`` itself.
+        between: the lowest and the highest time tau at which the model is asked.
+
+    Raises:
+        ValueError: at construction, if ``have`` says nothing at an end of ``between``.
     """
 
-    velocity: Velocity
-    given: Interpolant
-    wanted: Interpolant
+    model: Velocity
+    interpolant: Interpolant
+    have: Prediction = Prediction.VELOCITY
+    onto: Interpolant | None = None
+    between: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        low, high = self.between
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(
+                f"between: expected two times with 0 <= low < high <= 1, got ({low}, {high}); t = 0 is noise"
+            )
+        ends = torch.tensor([low, high]).double()  # in float32 first, as most models are asked
+        x = torch.ones(2, dtype=torch.float64)
+        x0, x1 = means(x, x, ends, self.interpolant, self.have)
+        silent = [not bool(v) for v in torch.isfinite(x0) & torch.isfinite(x1)]
+        if any(silent):
+            safe = (max(low, 1e-3) if silent[0] else low, min(high, 1.0 - 1e-3) if silent[1] else high)
+            raise ValueError(
+                f"between: expected times at which {self.have.value} determines x0 and x1, got t = "
+                f"{low if silent[0] else high:g} of {self.interpolant}, where it does not; "
+                f"between=({safe[0]:g}, {safe[1]:g}) asks the model no nearer to it"
+            )
 
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        tau = matching_time(t, self.wanted, self.given)
-        ours, theirs = self.wanted(t), self.given(tau)
+        onto = self.interpolant if self.onto is None else self.onto
+        tau = t if onto == self.interpolant else matching_time(t, onto, self.interpolant)
+        tau = tau.clamp(*self.between)
+        ours, theirs = onto(t), self.interpolant(tau)
         # (alpha', beta') at tau is a multiple of (alpha, beta) at t, so this is the ratio of either, safely
-        scale = torch.sqrt(
-            (theirs.alpha.square() + theirs.beta.square()) / (ours.alpha.square() + ours.beta.square())
-        )
+        length2 = ours.alpha.square() + ours.beta.square()
+        scale = torch.sqrt((theirs.alpha.square() + theirs.beta.square()) / length2)
         y = (like(scale, x) * x).to(x.dtype)
-        b = self.velocity(y, tau, cond)
-        x0 = convert(b, y, tau, self.given, Prediction.VELOCITY, Prediction.X0)
-        x1 = convert(b, y, tau, self.given, Prediction.VELOCITY, Prediction.X1)
+        x0, x1 = means(self.model(y, tau, cond), y, tau, self.interpolant, self.have)
+        # nothing but rounding is left over unless tau was clamped
+        left = (x - like(ours.alpha, x) * x0 - like(ours.beta, x) * x1) / like(length2, x)
+        x0, x1 = x0 + like(ours.alpha, x) * left, x1 + like(ours.beta, x) * left
         return (like(ours.dalpha, x) * x0 + like(ours.dbeta, x) * x1).to(upcast(x).dtype)

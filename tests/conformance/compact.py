@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import test_freeflow as free
 import test_method_equalities as equal
 import torch
 from formulas import CASES
@@ -28,7 +29,7 @@ from saltus.interpolants import VE, VP, Cosine, Custom, Interpolant, Linear, Tri
 from saltus.legs import ddim
 from saltus.maps import EDM, AverageVelocity
 from saltus.maps import Trigonometric as TrigonometricMap
-from saltus.predictions import Prediction, Reinterpolated, convert
+from saltus.predictions import Converted, Prediction, convert
 from saltus.slots import Mixed
 from saltus.states import State
 from saltus.tensors import like
@@ -133,7 +134,7 @@ def predictions() -> None:
                 continue
             close(convert(truth[have], x, TIMES, given, have, want), truth[want], 1e-9)
     plane, turned = gaussian(), gaussian(Trigonometric())
-    again = Reinterpolated(plane.velocity, Linear(), Trigonometric())
+    again = Converted(plane.velocity, Linear(), onto=Trigonometric())
     close(again(X0, TIMES), turned.velocity(X0, TIMES))
 
 

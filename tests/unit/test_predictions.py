@@ -11,7 +11,7 @@ from torch import Tensor
 from saltus.autodiff import derivative
 from saltus.exact import Gaussian
 from saltus.interpolants import VE, VP, Cosine, Custom, Interpolant, Linear, Trigonometric
-from saltus.predictions import Converted, Prediction, Reinterpolated, convert, matching_time
+from saltus.predictions import Converted, Prediction, convert, matching_time
 from saltus.streams import Streams
 from saltus.typing import Condition
 
@@ -120,7 +120,7 @@ def test_a_model_of_any_kind_is_a_velocity(name: str) -> None:
         return exact.posterior_mean(x, t)
 
     cond = Condition(label=torch.arange(10))
-    velocity = Converted(model, interpolant, Prediction.X1)
+    velocity = Converted(model, interpolant, Prediction.X1, between=(0.01, 0.99))
     assert torch.allclose(velocity(x, T, cond), exact(x, T), rtol=1e-10) and seen == [cond]
     assert velocity(x.float(), T).dtype == torch.float32
 
@@ -164,7 +164,8 @@ def test_a_velocity_moves_to_another_interpolant(given: str, wanted: str) -> Non
     interpolant = INTERPOLANTS[wanted]
     t = torch.linspace(0.2, 0.9, 12, dtype=torch.float64)
     x = states(interpolant, t)
-    found = Reinterpolated(system(INTERPOLANTS[given]), INTERPOLANTS[given], interpolant)(x, t)
+    law, old = system(INTERPOLANTS[given]), INTERPOLANTS[given]
+    found = Converted(law, old, onto=interpolant, between=(0.0, 0.999))(x, t)
     want = system(interpolant)(x, t)
     assert float(((found - want) / (1 + want.abs())).abs().max()) < 1e-9
 
@@ -175,7 +176,7 @@ def test_a_velocity_moves_to_another_interpolant_at_the_ends(given: str, wanted:
     for dtype, allowed in [(torch.float64, 1e-9), (torch.float32, 1e-4)]:
         ends = torch.tensor([0.0, 1e-6, 1 - 1e-6, 1.0], dtype=dtype)
         x = states(interpolant, ends.double()).to(dtype)
-        found = Reinterpolated(system(INTERPOLANTS[given]), INTERPOLANTS[given], interpolant)(x, ends)
+        found = Converted(system(INTERPOLANTS[given]), INTERPOLANTS[given], onto=interpolant)(x, ends)
         assert found.dtype == dtype
         assert torch.allclose(found, system(interpolant)(x, ends), rtol=allowed, atol=allowed)
 
@@ -186,7 +187,7 @@ def test_a_moved_velocity_has_its_derivatives(wanted: str) -> None:
     interpolant = INTERPOLANTS[wanted]
     t = torch.linspace(0.2, 0.8, 5, dtype=torch.float64)
     x = states(interpolant, t)
-    moved, exact = Reinterpolated(system(Linear()), Linear(), interpolant), system(interpolant)
+    moved, exact = Converted(system(Linear()), Linear(), onto=interpolant), system(interpolant)
     direction = (torch.ones_like(x), torch.full_like(t, 0.7))
     _, slope = derivative(lambda x, t: moved(x, t), (x, t), direction)
     _, want = derivative(lambda x, t: exact(x, t), (x, t), direction)
@@ -202,5 +203,5 @@ def test_mixed_precision_of_states_and_times() -> None:
         return out
 
     x, t = torch.ones(3, 2), torch.full((3,), 0.5, dtype=torch.float64)
-    assert Reinterpolated(model, Linear(), Trigonometric())(x, t).dtype == torch.float32
-    assert Converted(model, Linear(), Prediction.X1)(x, t).dtype == torch.float32
+    assert Converted(model, Linear(), onto=Trigonometric())(x, t).dtype == torch.float32
+    assert Converted(model, Linear(), Prediction.X1, between=(0.0, 0.9))(x, t).dtype == torch.float32

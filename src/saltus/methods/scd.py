@@ -67,7 +67,7 @@ def scd(
 
     Args:
         student: the flow map of which X_{s,1} learns; maps.Trigonometric is the paper's.
-        teacher: the velocity b on the interpolant's path; ``predictions.Reinterpolated`` takes one there
+        teacher: the velocity b on the interpolant's path; ``predictions.Converted`` takes one there
             from another path.
         interpolant: the path between prior and data.
         time: noise-to-signal ratio -> time of that interpolant.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saltus.nn.attention import SelfAttention
 from saltus.nn.embeddings import Conditioning, Readout, RMSNorm, check_input, sinusoidal, zeroed
+from saltus.nn.inherit import copied
 from saltus.typing import Condition, Output
 
 __all__ = ["DiT"]
@@ -104,6 +105,11 @@ class DiT(nn.Module):
         scale, shift = self.modulation(c).chunk(2, dim=-1)
         out: Output = self.out(_modulate(self.norm(h), scale, shift), lambda y: self._image(y).to(x.dtype))
         return out
+
+    def inherit(self, teacher: nn.Module) -> None:
+        """Start as the teacher: the output at (s, t) is its output at (s, s), for every t."""
+        copied(self, teacher)
+        self.conditioning.forget_gap()
 
     def _patches(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, tokens, C * patch * patch]."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saltus.nn.inherit import fold_constant
 from saltus.tensors import check_times, upcast
 from saltus.typing import Condition, Output
 
@@ -154,6 +155,11 @@ class Conditioning(nn.Module):
                 h = h + self.w(guidance_features(x, cond).to(dtype))
             c: Tensor = F.silu(self.mix(F.silu(h)))
         return c
+
+    def forget_gap(self) -> None:
+        """Make c(s, t - s) what it is now at t = s, for every t; the weights on t - s can learn again."""
+        none = self.features(torch.zeros(1, dtype=torch.float64))[0]
+        fold_constant(self.times, slice(len(none), None), none)
 
 
 def check_label(labelled: bool, cond: Condition | None) -> None:

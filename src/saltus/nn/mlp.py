@@ -20,6 +20,7 @@ from saltus.nn.embeddings import (
     guidance_features,
     small_features,
 )
+from saltus.nn.inherit import copied, fold_constant, refusal
 from saltus.typing import Condition, Output
 
 __all__ = ["MLP", "ResidualMLP"]
@@ -98,6 +99,35 @@ class MLP(nn.Module):
         out: Output = self.out(h, lambda y: y.to(x.dtype).reshape(x.shape))
         return out
 
+    def inherit(self, teacher: nn.Module) -> None:
+        """Start as the teacher: the output at (s, t) is its output at (s, s), for every t."""
+        places = self._places_of(teacher) if isinstance(teacher, MLP) else None
+        copied(self, teacher, {} if places is None else {"blocks.0.linear.weight": places})
+        first = self.blocks[0].linear
+        assert isinstance(first, nn.Linear)
+        gap = math.prod(self.shape) + SMALL
+        none = small_features(torch.zeros(1, dtype=torch.float64))[0]
+        fold_constant(first, slice(gap, gap + SMALL), none)
+
+    def _places_of(self, other: MLP) -> Tensor:
+        """Where the inputs of another network of this shape stand among this one's, int64."""
+        kept = [torch.arange(math.prod(self.shape) + 2 * SMALL)]
+        place = len(kept[0])
+        for mine, theirs, size in (
+            (self.label is not None, other.label is not None, self._LABEL),
+            (self.guidance, other.guidance, SMALL),
+        ):
+            if theirs and not mine:
+                inputs = self._inputs(), other._inputs()
+                raise ValueError(refusal("every input of the teacher", *inputs, "inputs"))
+            if theirs:
+                kept.append(torch.arange(place, place + size))
+            place += size if mine else 0
+        return torch.cat(kept)
+
+    def _inputs(self) -> str:
+        return ", ".join(["x, s, t", *["label"] * (self.label is not None), *["w"] * self.guidance])
+
 
 class _Residual(nn.Module):
     """h + W2 silu((1 + scale(c)) W1 norm(h) + shift(c))."""
@@ -163,3 +193,8 @@ class ResidualMLP(nn.Module):
             h = block(h, c)
         out: Output = self.out(self.norm(h), lambda y: y.to(x.dtype).reshape(x.shape))
         return out
+
+    def inherit(self, teacher: nn.Module) -> None:
+        """Start as the teacher: the output at (s, t) is its output at (s, s), for every t."""
+        copied(self, teacher)
+        self.conditioning.forget_gap()

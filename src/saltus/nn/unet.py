@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saltus.nn.attention import SelfAttention
 from saltus.nn.embeddings import Conditioning, Readout, check_input, sinusoidal
+from saltus.nn.inherit import copied
 from saltus.tensors import like
 from saltus.typing import Condition, Output
 
@@ -140,3 +141,8 @@ class UNet(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), c)
         out: Output = self.out(F.silu(self.norm(h)), lambda y: y.to(x.dtype))
         return out
+
+    def inherit(self, teacher: nn.Module) -> None:
+        """Start as the teacher: the output at (s, t) is its output at (s, s), for every t."""
+        copied(self, teacher)
+        self.conditioning.forget_gap()
