@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from saltus.tensors import check_times, like
-from saltus.typing import Condition, Output
+from saltus.typing import Condition, Output, Velocity
 
-__all__ = ["EDM", "AverageVelocity", "NetworkMap", "Trigonometric"]
+__all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Trigonometric"]
 
 
 class NetworkMap(nn.Module, ABC):
@@ -130,3 +131,32 @@ class EDM(NetworkMap):
         base = like((s * variance - (1.0 - s)) / n2, x).to(x.dtype) * x
         gain = like(self.sigma_data / n, x).to(x.dtype)
         return Output(base + gain * output.u, {name: base + gain * h for name, h in output.heads.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class EulerMap:
+    """One Euler step of a velocity as a flow map, X_{s,t}(x) = x + (t - s) b_s(x): wrong by O((t - s)^2).
+
+    Where progressive methods begin: a map that holds for short jumps only.
+
+    Attributes:
+        b: the velocity.
+    """
+
+    b: Velocity
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """X_{s,t}(x)."""
+        return (x + like(t - s, x) * self.b(x, s, cond)).to(x.dtype)
+
+    def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """b_s(x), whatever t is."""
+        return self.b(x, s, cond)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """b_t(x)."""
+        return self.b(x, t, cond)
+
+    def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
+        """b_s(x), and no second heads."""
+        return Output(self.b(x, s, cond), {})

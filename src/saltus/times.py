@@ -21,6 +21,7 @@ from torch import Tensor
 from saltus.streams import Streams
 
 __all__ = [
+    "Cells",
     "Constant",
     "Dyadic",
     "Fraction",
@@ -33,14 +34,12 @@ __all__ = [
     "LogitNormal",
     "Lognormal",
     "Midpoint",
-    "Nodes",
     "PairLaw",
     "Ramp",
     "Restricted",
     "SigmoidAnneal",
     "SigmoidGap",
     "Split",
-    "Started",
     "StepLaw",
     "ToEnd",
     "Triangle",
@@ -206,53 +205,6 @@ class FromStart:
 
 
 @dataclass(frozen=True)
-class Started:
-    """The pairs of ``law``, a ``share`` of which starts at s = 0 instead.
-
-    For maps whose states are made by jumps from the prior: a law of two free times never draws s = 0.
-    """
-
-    law: PairLaw
-    share: float
-
-    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
-        s, t = self.law(rng)
-        return torch.where(rng.uniform("started") < self.share, torch.zeros_like(s), s), t
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """t = 1, and s the nodes of a grid: sample k of the run has node k mod n, so that n samples in a row
-    are one pass over the grid, ascending from s = 0.
-
-    Node j > 0 lies at sigma = shift w/(1 + (shift - 1) w), w = 1 - (j + U - 1/2)/n: uniform between the
-    middles of the cells on both sides, on a clock that ``shift`` > 1 slows down at the noise.
-
-    Attributes:
-        n: their number.
-        shift: 1 spaces them evenly in w.
-        time: noise-to-signal ratio sigma/(1 - sigma) -> time of the interpolant in use.
-    """
-
-    n: int
-    shift: float = 1.0
-    time: Callable[[Tensor], Tensor] = linear_time
-
-    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
-        place = rng.index % self.n
-        if len(place) % self.n or not torch.equal(place, torch.arange(len(place)) % self.n):
-            raise ValueError(
-                f"nodes: expected rows in whole groups of {self.n}, got {len(place)} rows, the first of them "
-                f"sample {int(rng.index[0])}; use a batch that is a multiple of {self.n}"
-            )
-        node = place.to(device=rng.device, dtype=rng.dtype)
-        w = 1.0 - (node + rng.uniform("node") - 0.5) / self.n
-        s = self.time(self.shift * w / (1.0 - w).clamp(min=torch.finfo(w.dtype).eps))
-        s = torch.where(node == 0, torch.zeros_like(s), s)
-        return s, torch.ones_like(s)
-
-
-@dataclass(frozen=True)
 class Gaps:
     """t - s ~ gap and s ~ U[0, 1 - (t - s)] (Align Your Flow, arXiv 2506.14603)."""
 
@@ -274,6 +226,17 @@ class Restricted:
         s = rng.uniform("s")
         t = s + torch.clamp(1.0 - s, max=self.span) * rng.uniform("gap")
         return s, t.clamp(max=1.0)  # by rounding s + (1 - s) may pass 1
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One cell of the grid of ``cells`` equal ones: s uniform on {0, 1/cells, ...} and t = s + 1/cells."""
+
+    cells: int
+
+    def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
+        cell = rng.integers("cell", self.cells).to(rng.dtype)
+        return cell / self.cells, (cell + 1.0) / self.cells
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saltus.autodiff import derivative
 from saltus.exact import Gaussian, MixtureMap1D, line_mixture
-from saltus.games import Game
+from saltus.games import Game, Stages
 from saltus.interpolants import Interpolant, Linear, Trigonometric, path
 from saltus.methods import Method
 from saltus.objectives import Sum
@@ -32,6 +32,7 @@ __all__ = [
     "Seen",
     "System",
     "Towards",
+    "first",
     "gaussian",
     "loss",
     "means",
@@ -196,6 +197,11 @@ def points(system: System, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return x, s, m, t
 
 
+def first(built: Objective | Game | Stages) -> Objective | Game:
+    """What is played first: of stages the first, which needs nothing of another."""
+    return built.stages[0].build({}) if isinstance(built, Stages) else built
+
+
 def objective_of(built: Objective | Game) -> Objective:
     """The student's objective."""
     return built.moves[0].objective if isinstance(built, Game) else built
@@ -203,10 +209,12 @@ def objective_of(built: Objective | Game) -> Objective:
 
 def wired(method: Method, student: Perturbed, system: System, **options: object) -> Objective | Game:
     """A method on a perturbed map; its teacher is the exact velocity, its critic knows the student's own,
-    which is the best one at the exact map, also that of another law."""
+    which is the best one at the exact map, also that of another law. Of stages, the first."""
     critic = Perturbed(system.exact, student.c.detach(), basis=student.basis)
-    built: Objective | Game = method.wired(student, teacher=system.velocity, critic=critic, **options)
-    return built
+    built: Objective | Game | Stages = method.wired(
+        student, teacher=system.velocity, critic=critic, **options
+    )
+    return first(built)
 
 
 def loss(terms: dict[str, Term]) -> Tensor:
