@@ -4,10 +4,19 @@ It knows the Objective protocol and games, and no particular objective, network 
 """
 
 from saltus.training.checkpoint import Weights, load_weights, restore, save_weights
-from saltus.training.ema import EMA
+from saltus.training.ema import EMA, Profile
 from saltus.training.log import Log
 from saltus.training.loop import Fit, LossModule, Player, Source, fit
-from saltus.training.optimizers import AdamW, OptimizerFactory, RAdam
+from saltus.training.optimizers import AdamW, Joint, Muon, OptimizerFactory, RAdam, describe, is_matrix
+from saltus.training.posthoc import (
+    Blend,
+    PowerEMA,
+    PowerProfile,
+    Snapshot,
+    blend,
+    load_snapshots,
+    reconstruct,
+)
 from saltus.training.precision import Precision, has_bf16
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
 from saltus.training.seed import initialised
@@ -17,27 +26,39 @@ from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
 __all__ = [
     "EMA",
     "AdamW",
+    "Blend",
     "Constant",
     "Cosine",
     "Fit",
     "InverseSqrt",
+    "Joint",
     "Log",
     "LossModule",
     "Moved",
+    "Muon",
     "NonFiniteLoss",
     "OptimizerFactory",
     "Player",
+    "PowerEMA",
+    "PowerProfile",
     "Precision",
+    "Profile",
     "RAdam",
     "Reading",
+    "Snapshot",
     "Source",
     "Step",
     "Weights",
     "artifact_tensors",
+    "blend",
+    "describe",
     "fit",
     "has_bf16",
     "initialised",
+    "is_matrix",
+    "load_snapshots",
     "load_weights",
+    "reconstruct",
     "restore",
     "restore_artifacts",
     "save_weights",

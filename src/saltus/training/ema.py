@@ -1,20 +1,33 @@
-"""The moving average of weights that samples are drawn from."""
+"""Moving averages of weights, which samples are drawn from.
+
+Several rates at once are several averages of one module; each is one fused call a step and holds one
+copy of the weights:
+
+    averages = {decay: EMA(net, decay) for decay in (0.99, 0.999, 0.9999)}
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "Profile"]
+
+Profile = Callable[[int], float]
+"""Update k = 0, 1, ... -> the share, in [0, 1], that the weights of that update take in the average."""
 
 
 class EMA:
-    """m <- d m + (1 - d) w after each step, with d_k = min(decay, (1 + k)/(10 + k)) at update k = 0, 1, ...
+    """m <- m + a_k (w - m) in update k = 0, 1, ..., after each step.
 
-    The rising d_k forgets the initial weights: after K updates their share is the product of all
-    d_k. Without it (``warmup=False``) d = decay from the first update. Buffers are copied.
+    For a number ``decay`` it is the exponential average, a_k = 1 - min(decay, (1 + k)/(10 + k)). The
+    rising decay forgets the initial weights: after K updates their share is the product of all
+    1 - a_k. Without it (``warmup=False``) a_k = 1 - decay from the first update. A :data:`Profile`
+    gives any other a_k; with :class:`saltus.training.PowerProfile` it is the power-function average.
+    Buffers are copied.
 
     Attributes:
         module: the average, a copy in evaluation mode that takes no gradient.
@@ -31,27 +44,44 @@ class EMA:
     module: nn.Module
     count: Tensor
 
-    def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
+    def __init__(self, module: nn.Module, decay: float | Profile, warmup: bool = True) -> None:
         """Start from the weights that ``module`` has now.
+
+        Args:
+            module: whose weights are averaged.
+            decay: the share that the average keeps in a step, or a profile of shares.
+            warmup: whether a number ``decay`` is approached from 0.1; a profile is taken as it is.
 
         Raises:
             ValueError: unless 0 <= decay < 1.
         """
-        if not 0.0 <= decay < 1.0:
+        if not callable(decay) and not 0.0 <= decay < 1.0:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay}; 0.999 averages 1,000 steps")
         self.decay = decay
         self.warmup = warmup
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.count = torch.zeros((), dtype=torch.int64)
-        self._pairs = list(zip(self.module.parameters(), module.parameters(), strict=True))
-        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+        self._source = (module,)
+        self._lists: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
-        k = int(self.count)
-        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
-        torch._foreach_lerp_([a for a, _ in self._pairs], [w for _, w in self._pairs], 1.0 - decay)
-        for average, current in self._buffers:
-            average.copy_(current)
+        if self._lists is None:  # not before: sharding replaces the parameters of a module
+            (source,) = self._source
+            self._lists = (
+                list(self.module.parameters()),
+                list(source.parameters()),
+                list(self.module.buffers()),
+                list(source.buffers()),
+            )
+        averages, weights, copies, buffers = self._lists
+        torch._foreach_lerp_(averages, weights, self._share(int(self.count)))
+        if copies:
+            torch._foreach_copy_(copies, buffers)
         self.count += 1
+
+    def _share(self, k: int) -> float:
+        if callable(self.decay):
+            return self.decay(k)
+        return 1.0 - (min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay)

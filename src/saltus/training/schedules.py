@@ -71,8 +71,13 @@ class Cosine:
 class InverseSqrt:
     """1/sqrt(max(1, progress/hold)): constant up to ``hold``, then falling with the root of time.
 
-    The linear rise multiplies it. Karras et al., 2024 (arXiv 2312.02696), with counts of images as
-    fractions of the run.
+    The linear rise multiplies it. Karras et al., 2024 (arXiv 2312.02696) hold for 70,000 steps of 2,048
+    images and warm up over 10 million images; Boffi et al., 2025 (arXiv 2505.18825) hold for 35,000 steps.
+    :meth:`in_steps` takes such counts.
+
+    Attributes:
+        hold: where the fall begins, above 0; from 1 on there is none.
+        warmup: fraction of the run.
 
     >>> InverseSqrt(hold=0.1)(torch.tensor(0.4))
     tensor(0.5000)
@@ -83,8 +88,19 @@ class InverseSqrt:
 
     def __post_init__(self) -> None:
         _fraction(self.warmup, "warmup")
-        if not 0.0 < self.hold <= 1.0:
-            raise ValueError(f"hold: expected a part of the run in (0, 1], got {self.hold}; divide by steps")
+        if not self.hold > 0.0:
+            raise ValueError(f"hold: expected a part of the run above 0, got {self.hold}; divide by steps")
+
+    @classmethod
+    def in_steps(cls, steps: int, hold: int, warmup: int = 0) -> InverseSqrt:
+        """min(1, k/warmup)/sqrt(max(k/hold, 1)) at step k of a run of ``steps``.
+
+        >>> InverseSqrt.in_steps(steps=150_000, hold=35_000)(torch.tensor(140_000 / 150_000))
+        tensor(0.5000)
+        """
+        if steps < 1:
+            raise ValueError(f"steps: expected at least one, got {steps}; give the length of the run")
+        return cls(hold / steps, warmup / steps)
 
     def __call__(self, progress: Tensor) -> Tensor:
         return _ramp(progress, self.warmup) * (progress / self.hold).clamp(min=1.0).rsqrt()
