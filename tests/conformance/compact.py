@@ -11,8 +11,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import test_data_free as prior_only
+import test_distillation_equalities as distilled
 import test_freeflow as free
 import test_method_equalities as equal
+import test_teachers_asked as asked
 import torch
 from formulas import CASES
 from systems import Perturbed, System, gaussian, mixture, points
@@ -235,28 +238,59 @@ def _mean_flow() -> None:
         equal.test_mean_flow_is_the_official_loss(p)
 
 
+balances: tuple[Check, ...] = (
+    partial(free.test_the_students_gradient_is_the_balanced_sum_of_the_two, 1.0),
+    free.test_the_balance_is_of_the_global_batch,
+)
+corrections: tuple[Check, ...] = (
+    partial(free.test_gradient_is_that_of_the_inverse_divergence, Linear(), 0.5),
+    free.test_the_correction_moves_the_student_alone_and_through_u_alone,
+    free.test_the_critic_learns_on_samples_and_nobody_else_moves,
+    free.test_noise_of_the_pairs_is_not_the_noise_of_the_samples,
+    free.test_prediction_is_the_papers_in_its_own_variables,
+    free.test_levels_favour_noise_as_published,
+    free.test_guidance_of_the_teacher_is_for_its_interval,
+    free.test_the_critic_sees_the_strength_that_made_its_sample,
+)
 _follows = equal.test_moving_averages_bootstrap_and_follow
+
+
+def without_data(prefix: str) -> tuple[Check, ...]:
+    """Value and gradient of the cases that start at the prior."""
+    test, plane = prior_only.test_value_and_gradient_are_those_of_the_formula, gaussian()
+    return tuple(partial(test, name, plane) for name in prior_only.CASES if name.startswith(prefix))
+
+
+_signals = prior_only.test_boot_in_average_velocities_is_boot_in_signals
 CHECKS: dict[str, tuple[Check, ...]] = {
     "identities": (partial(satisfies, gaussian()), partial(satisfies, mixture())),
     "objectives.diagonal": formula("diagonal"),
-    "objectives.lagrangian": formula("lagrangian"),
+    "objectives.lagrangian": (*formula("lagrangian"), *without_data("lagrangian")),
     "objectives.eulerian": formula("eulerian"),
     "objectives.composition": formula("composition"),
     "objectives.endpoint": formula("endpoint"),
-    "objectives.sum": (shares,),
+    "objectives.distribution": corrections,
+    "objectives.sum": (shares, *balances),
     "slots": (guided, *formula("eulerian, warm"), *formula("diagonal, of")),
-    "guidance": (guided,),
+    "guidance": (guided, free.test_guidance_of_the_teacher_is_for_its_interval),
     "legs": (stepped, *formula("eulerian, finite"), *formula("endpoint")),
     "states": (*formula("eulerian, target, data"),),
     "interpolants": (interpolants,),
     "predictions": (predictions,),
     "maps": (maps,),
-    "weights": (weights,),
+    "weights": (weights, *balances),
     "times": (
         partial(equal.test_ect_is_the_official_loss, 0.4),
         partial(equal.test_consistency_training_is_the_distance_of_two_jumps, 0.5),
-        *formula("eulerian, finite"),
+        *formula("eulerian, finite, line"),
+        *formula("eulerian, finite, own"),
+        distilled.test_align_your_flow_is_the_paper_s_loss,
     ),
+    "trajectories": (*without_data("tbcm"), *without_data("on-policy")),
+    "methods.boot": (partial(_signals, gaussian(Trigonometric())),),
+    "methods.tbcm": (prior_only.test_tbcm_weighs_like_scm_on_any_interpolant, *without_data("tbcm")),
+    "methods.endpoint": without_data("endpoint"),
+    "methods.on_policy": without_data("on-policy"),
     "methods.lsd": (shares, equal.test_lsd_target_form_has_the_value_of_the_time_form),
     "methods.psd": (shares, equal.test_psd_regresses_on_the_mean_of_its_legs),
     "methods.mean_flow": (shares, _mean_flow, equal.test_mean_flow_on_its_diagonal_is_flow_matching),
@@ -276,8 +310,32 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         partial(_follows, "consistency_training", "all", "eulerian"),
     ),
     "methods.ect": (partial(equal.test_ect_is_the_official_loss, 0.4),),
+    "methods.freeflow": (*balances, *corrections),
     "methods.scm": (
         equal.test_scm_has_the_gradient_of_the_official_loss,
         equal.test_scm_tangent_is_that_of_the_jump,
     ),
+    "methods.lmd": (
+        distilled.test_lmd_is_its_equation,
+        distilled.test_lmd_takes_the_stopped_teacher_by_default,
+        partial(asked.test_the_strength_of_guidance_is_an_input_of_the_student_and_of_the_teacher, "lmd"),
+    ),
+    "methods.emd": (distilled.test_emd_is_its_equation,),
+    "methods.align_your_flow": (
+        distilled.test_align_your_flow_is_the_paper_s_loss,
+        distilled.test_align_your_flow_draws_its_own_gaps,
+        partial(
+            asked.test_the_strength_of_guidance_is_an_input_of_the_student_and_of_the_teacher,
+            "align_your_flow, weak",
+        ),
+    ),
+    "methods.consistency_distillation": (
+        distilled.test_consistency_distillation_is_the_distance_of_two_jumps,
+        distilled.test_consistency_distillation_with_a_derivative_is_emd_to_the_end,
+    ),
+    "methods.scd": (
+        distilled.test_scd_has_the_gradient_of_the_official_loss,
+        distilled.test_scd_in_its_plain_form_is_emd_to_the_end,
+    ),
+    "methods.ctm": (distilled.test_ctm_is_the_paper_s_loss,),
 }

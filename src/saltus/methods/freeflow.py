@@ -1,7 +1,7 @@
 """FreeFlow: the flow map of a teacher from the teacher and nothing else, learned from noise alone.
 
-Two losses share the rows of a batch of noise x0. Prediction, on ``share`` of them, makes jumps from the prior end
-where the teacher b carries them (the Lagrangian identity at s = 0, everything but u stopped):
+Two losses share the rows of a batch of noise x0. Prediction, on ``share`` of them, makes jumps from the
+prior end where the teacher b carries them (the Lagrangian identity at s = 0, everything but u stopped):
 
     e = u_{0,t}(x0) - sg( b_t(X_{0,t}(x0)) - t d_t u_{0,t}(x0) ),    |e|^2 / sg(|e|^2/D + c)^k.
 
@@ -156,7 +156,7 @@ def freeflow(
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(
-            f"freeflow: expected a share of at least 0 and below 1, got {share}; use freeflow_prediction for 1"
+            f"freeflow: expected a share in [0, 1), got {share}; freeflow_prediction is a share of 1"
         )
     loss: Objective = Distribution(
         student,

@@ -13,11 +13,11 @@ Let q_t and p_t be the laws of I_t for the student's samples and for the teacher
 
     v - b = (alpha dbeta - dalpha beta)(alpha/beta) grad log(q_t/p_t),   linear: (1-t)/t grad log(q_t/p_t),
 
-and dI_t/dX = beta_t, so the gradient of the inverse Kullback-Leibler divergence KL(q_t | p_t) in the student's
-parameters is beta^2/(alpha (alpha dbeta - dalpha beta)) times E[Delta . d u], linear: t^2/(1-t). With the
-squared error this factor is dropped (and 2 E[Delta . d u] is the gradient), which FreeFlow does; a weight by
-the level, Scaled(Squared(), factor=...), restores it or makes it another paper's: those with score or
-denoiser differences (Diff-Instruct, variational score distillation, DMD without its normaliser).
+and dI_t/dX = beta_t, so the gradient of the inverse Kullback-Leibler divergence KL(q_t | p_t) in the
+student's parameters is beta^2/(alpha (alpha dbeta - dalpha beta)) times E[Delta . d u], linear: t^2/(1-t).
+The squared error drops this factor, as FreeFlow does (its gradient is 2 E[Delta . d u]); a weight by the
+level, Scaled(Squared(), factor=...), restores it or makes it another paper's: those with score or denoiser
+differences (Diff-Instruct, variational score distillation, DMD without its normaliser).
 
 References:
     FreeFlow: "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (10), (11).
@@ -69,7 +69,7 @@ class Distribution:
     guidance: GuidanceInput | None = None
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The level t [B], stratified over the global batch, the noise n [B, ...] and the guidance's numbers."""
+        """The level t [B], stratified over the global batch, the noise n [B, ...], the guidance's numbers."""
         t = self.times(rng.stratified("t")).clamp(0.0, 1.0)
         draws: Draws = {"t": t, "noise": rng.normal_like("noise", batch.x0)}
         return draws if self.guidance is None else {**draws, "guidance": self.guidance.draw(rng)}

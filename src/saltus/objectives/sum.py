@@ -81,6 +81,7 @@ class Sum:
         """The terms of all parts."""
         terms: dict[str, Term] = {}
         first: Tensor | None = None
+        balanced = any(part.balance is not None for part in self.parts)
         for part in self.parts:
             drawn, seen = draws[part.name], batch
             assert isinstance(drawn, dict)
@@ -90,10 +91,9 @@ class Sum:
                 seen, drawn = batch.rows(rows), of
             own = part.objective(seen, drawn)
             factor: float | Tensor = 1.0
-            if any(p.balance is not None for p in self.parts[1:]) and first is None:
+            if balanced and first is None:
                 first = _steepness(part, own, seen)
-            if part.balance is not None:
-                assert first is not None
+            elif part.balance is not None and first is not None:
                 size = _steepness(part, own, seen)
                 factor = part.balance * first / size.clamp(min=torch.finfo(size.dtype).eps)
             for name, term in own.items():
@@ -108,8 +108,8 @@ def _steepness(part: Part, terms: dict[str, Term], seen: Batch) -> Tensor:
     for name, term in terms.items():
         if term.slope is None:
             raise ValueError(
-                f"sum: balance needs the gradient's size of every part it compares, but term {name!r} of part "
-                f"{part.name!r} does not give it; balance Lagrangian and Distribution, or use weight"
+                f"sum: balance compares the sizes of gradients, but term {name!r} of part {part.name!r} does "
+                "not tell its own; balance Lagrangian and Distribution, or give a weight instead"
             )
         total = total + term.weight * seen.mean(term.slope())
     return total
