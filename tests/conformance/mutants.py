@@ -303,13 +303,15 @@ DISTILLATION = (
     ("methods.ctm", "Along(velocity, tableau, solver_steps)", "Along(velocity, tableau)"),
     ("methods.ctm", "match, weight=matching", "match, weight=1.0"),
 )
+STATES_AT_START = (
+    "def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, order: Tensor | None) -> State:"
+    "\n        start"
+)
 DATA_FREE = (
     ("trajectories", "return slide(interpolant, x, b, s, t)", "return slide(interpolant, x, b, t, s)"),
     ("trajectories", "visited.append((x, b))", "visited.append((x, -b))"),
     ("trajectories", "now, times[k + 1], seen.cond", "now, times[k], seen.cond"),
-    ("trajectories", "@torch.no_grad()\n    def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, "
-     "order: Tensor | None) -> State:\n        start", "def __call__(self, batch: Batch, interpolant: "
-     "Interpolant, s: Tensor, order: Tensor | None) -> State:\n        start"),
+    ("trajectories", f"@torch.no_grad()\n    {STATES_AT_START}", STATES_AT_START),
     ("trajectories", "interpolant, start, s, batch.cond", "interpolant, s, start, batch.cond"),
     ("methods.boot", "like(span.t / span.d, error)", "like(span.d / span.t, error)"),
     ("methods.boot", "(fixed + live) / like(beta, error)", "(fixed + live) * like(beta, error)"),
@@ -317,9 +319,9 @@ DATA_FREE = (
     ("methods.boot", "times=Uniform(0.0, 0.0),", "times=Uniform(0.5, 0.5),"),
     ("methods.tbcm", "return c.beta * torch.hypot", "return c.alpha * torch.hypot"),
     ("methods.tbcm", "(1.0 - span.s) * det / c.alpha", "(1.0 - span.s) / det / c.alpha"),
-    ("methods.tbcm", "states=TrajectoryStates(teacher, nodes, tableau),", "states=TrajectoryStates(teacher, 1),"),
+    ("methods.tbcm", "TrajectoryStates(teacher, nodes, tableau)", "TrajectoryStates(teacher, 1)"),
     ("methods.endpoint", "tableau, solver_steps)", "tableau, 2 * solver_steps)"),
-    ("methods.endpoint", "states=PriorStates(),", ""),
+    ("methods.endpoint", "FromStart(Uniform(1.0, 1.0))", "FromStart(Uniform(0.9, 1.0))"),
     ("methods.on_policy", "RollOut(student, jumps)", "RollOut(student)"),
     ("methods.on_policy", "gradient or Gradient.TIME", "gradient or Gradient.TARGET"),
     ("methods.on_policy", "end=velocity,", ""),
