@@ -52,6 +52,7 @@ class Command:
 COMMANDS = (
     Command("demo", "learn one-step digits from real data, here and now", "saltus.recipes.demo", "demo"),
     Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run", True),
+    Command("distill", "train a student: saltus distill TEACHER", "saltus.recipes.distill", "distill", True),
     Command("sample", "draw samples from a finished run", "saltus.recipes.finished", "sample"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
     Command("compare", "one table and one plot for several runs", "saltus.recipes.finished", "compare"),
@@ -75,6 +76,7 @@ examples:
   saltus run checkerboard-lsd     self-distillation on the checkerboard
   saltus run mixture --method mean_flow --steps 500
   saltus sample runs/digits-lsd --steps 1 4 --n 64 --label 3
+  saltus distill runs/digits-flow_matching --method freeflow
   saltus compare runs/mixture-lsd runs/mixture-mean_flow
 
 saltus COMMAND --help shows a command's options.

@@ -12,10 +12,10 @@ from saltus.maps import AverageVelocity
 from saltus.methods.lsd import lsd
 from saltus.nn import MLP
 from saltus.objectives import Sum
-from saltus.recipes.assemble import emphasised
 from saltus.recipes.checkerboard import SCALE, checkerboard
 from saltus.recipes.digits import AGREEMENT, FRECHET, digits
 from saltus.recipes.options import Training
+from saltus.recipes.parts import emphasised
 from saltus.recipes.planar import PlanarTruth
 from saltus.recipes.system import Drawn
 from saltus.streams import Streams

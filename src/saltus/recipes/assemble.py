@@ -1,173 +1,44 @@
-"""An experiment: a system, a method, a model and how it is trained; and the run that it makes."""
+"""From parts to an experiment, and from an experiment to a trained map."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from saltus import __version__
-from saltus.games import Game, Stages, as_game
-from saltus.guidance import GuidanceInput, LabelDropout
-from saltus.interpolants import Interpolant, Linear, Trigonometric
+from saltus.interpolants import Trigonometric
 from saltus.maps import NetworkMap
-from saltus.methods import Method, Need
+from saltus.methods import Need
 from saltus.methods import load as load_method
-from saltus.objectives import Sum
+from saltus.recipes.experiment import DROPOUT, Experiment
 from saltus.recipes.folder import OPTIONS, WEIGHTS, write_json
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Network, Output, Training
+from saltus.recipes.parts import dropout_role, guides, interpolant_of
 from saltus.recipes.system import System
-from saltus.training import EMA, AdamW, Cosine, Fit, Log, Precision, fit, initialised, save_weights
+from saltus.training import EMA, Log, save_weights
 
-__all__ = ["Experiment", "assemble", "interpolant_of", "train"]
+__all__ = ["assemble", "check", "train"]
 
-
-GUIDED = ("guidance", "dropout")
-"""What a method's function takes if it learns the map of a guided velocity."""
-
-
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """Everything that a run needs.
-
-    Attributes:
-        system: what is learned.
-        method: how.
-        plain: whether the method's plain form is taken (see :class:`saltus.methods.Card`).
-        guidance: the largest strength of guidance that the map learns; None learns none.
-        jump_weight: see :func:`emphasised`.
-        spec: the model.
-        training: the options of the loop.
-        output: where results go.
-        own: the recipe's own options, by name, as plain data.
-    """
-
-    system: System
-    method: Method
-    plain: bool
-    guidance: float | None
-    jump_weight: float
-    spec: ModelSpec
-    training: Training
-    output: Output
-    own: dict[str, object]
-
-    @property
-    def name(self) -> str:
-        """SYSTEM-METHOD."""
-        return f"{self.system.name}-{self.method.name}"
-
-    @property
-    def folder(self) -> Path:
-        """Where the run goes."""
-        return self.output.out or Path("runs") / self.name
-
-    @property
-    def interpolant(self) -> Interpolant:
-        """The path that the method trains on."""
-        return interpolant_of(self.method, self.plain)
-
-    def model(self) -> NetworkMap:
-        """The student, its initial weights a function of the seed."""
-        return initialised(self.training.seed, self.spec.build)
-
-    def game(self, student: NetworkMap) -> Game | Stages:
-        """The method's players, in stages if it has any."""
-        options = dict(self.method.card.plain) if self.plain else {}
-        needed = Need.CRITIC in self.method.card.needs
-        critic = initialised(self.training.seed + 1, self.spec.build) if needed else None
-        if self.guidance is not None:
-            options |= {"guidance": GuidanceInput(self.guidance), "dropout": LabelDropout(0.1)}
-        built = self.method.wired(student, teacher=self.system.velocity, critic=critic, **options)
-        return emphasised(as_game(built, student), self.jump_weight)
-
-    def fit(self, student: NetworkMap) -> Fit:
-        """The loop over the game."""
-        t = self.training
-        return fit(
-            self.game(student),
-            self.system.source,
-            steps=t.steps,
-            seed=t.seed,
-            batch=t.batch,
-            optimizer=AdamW(t.lr),
-            schedule=Cosine(warmup=min(0.99, t.warmup / t.steps)),
-            clip=t.clip,
-            precision=Precision(t.precision),
-            compile=t.compile,
-        )
-
-    def options(self) -> dict[str, object]:
-        """What ``options.json`` holds: enough to run again."""
-        spec = self.spec
-        network = {"backbone": spec.backbone, "size": spec.size, "parametrisation": spec.parametrisation}
-        return {
-            "recipe": self.system.name,
-            "method": self.method.name,
-            "options": {"recipe": self.own, "network": network, "training": asdict(self.training)},
-            "saltus": __version__,
-        }
-
-    def meta(self) -> dict[str, object]:
-        """What the weights file says of itself: enough to sample."""
-        return {
-            "model": self.spec.plain(),
-            "method": self.method.name,
-            "recipe": self.system.name,
-            "plain": self.plain,
-            "steps": self.training.steps,
-            "saltus": __version__,
-        }
+FLOW = "flow_matching"
+"""The method that trains a teacher where a run needs one of its own."""
 
 
-def interpolant_of(method: Method, plain: bool) -> Interpolant:
-    """The interpolant that a method trains on: its default, or that of its plain form."""
-    parameter = inspect.signature(method.build).parameters.get("interpolant")
-    usual: Interpolant = Linear() if parameter is None else parameter.default
-    plainly: Interpolant = method.card.plain.get("interpolant", usual)
-    return plainly if plain else usual
-
-
-def emphasised(game: Game | Stages, factor: float) -> Game | Stages:
-    """The game with every term but the diagonal weighed ``factor`` times as much.
-
-    Methods that learn jumps are sums of a diagonal part, which comes first, and the jumps' parts.
-    Raises a ValueError for a factor other than 1 where there is no such sum.
-    """
-    if factor == 1.0:
-        return game
-    if isinstance(game, Stages):
-        raise ValueError(f"jump weight {factor:g}: expected a method with a diagonal part; drop it")
-    moves = []
-    for move in game.moves:
-        if not isinstance(move.objective, Sum):
-            raise ValueError(f"jump weight {factor:g}: expected a method with a diagonal part; drop it")
-        first, *rest = move.objective.parts
-        parts = (first, *(replace(part, weight=factor * part.weight) for part in rest))
-        moves.append(replace(move, objective=replace(move.objective, parts=parts)))
-    return replace(game, moves=tuple(moves))
-
-
-def _check(method: Method, system: System, training: Training, guidance: float | None) -> None:
-    if Need.TEACHER in method.card.needs and system.velocity is None:
-        raise ValueError(
-            f"method {method.name}: it needs a teacher, and {system.name} has none of its own; "
-            f"use saltus distill RUN --method {method.name}"
-        )
-    if training.steps < 1 or training.batch < 1 or training.warmup < 0:
-        raise ValueError(
-            f"training: expected steps and batch of at least 1 and warmup of at least 0, got "
-            f"steps={training.steps}, batch={training.batch}, warmup={training.warmup}"
-        )
-    if not -(2**63) <= training.seed < 2**63:
-        raise ValueError(f"seed: expected a number of at most 64 bits, got {training.seed}")
+def check(made: Experiment) -> Experiment:
+    """The experiment, or a ValueError that says what in it does not fit."""
+    _check_numbers(made)
+    method, system, guidance = made.method, made.system, made.guidance
+    if made.dropped > 0.0 and dropout_role(method) is None:
+        raise ValueError(f"dropout {made.dropped:g}: {method.name} does not drop labels; flow_matching does")
+    if made.dropped > 0.0 and system.classes is None:
+        raise ValueError(f"dropout {made.dropped:g}: it needs labels, but {system.name} has none here")
     if guidance is None:
-        return
+        if made.interval is not None:
+            raise ValueError("guidance interval: expected --guidance with it, got none; give a strength")
+        return made
     if system.classes is None:
         raise ValueError(
             f"guidance {guidance:g}: it needs labels, but {system.name} has none here; "
@@ -175,9 +46,33 @@ def _check(method: Method, system: System, training: Training, guidance: float |
         )
     if not 1.0 < guidance < math.inf:
         raise ValueError(f"guidance: expected a largest strength above 1 (1 is no guidance), got {guidance}")
-    taken = inspect.signature(method.build).parameters
-    if not all(name in taken for name in GUIDED):
+    if not guides(method):
         raise ValueError(f"guidance: {method.name} does not learn a guided map; lsd and esd do")
+    if made.dropout == 0.0 and Need.TEACHER not in method.card.needs:
+        raise ValueError("dropout 0: guidance needs the velocity without labels; drop --dropout")
+    low, high = made.interval or (0.0, 1.0)
+    if not 0.0 <= low < high <= 1.0:
+        raise ValueError(f"guidance interval: expected two times from 0 (noise) to 1, got {low:g} {high:g}")
+    return made
+
+
+def _check_numbers(made: Experiment) -> None:
+    training, every, rate = made.training, made.output.grid_every, made.dropout
+    if training.steps < 1 or training.batch < 1 or training.warmup < 0:
+        raise ValueError(
+            f"training: expected steps and batch of at least 1 and warmup of at least 0, got "
+            f"steps={training.steps}, batch={training.batch}, warmup={training.warmup}"
+        )
+    if not -(2**63) <= training.seed < 2**63:
+        raise ValueError(f"seed: expected a number of at most 64 bits, got {training.seed}")
+    if every < 0:
+        raise ValueError(f"grid every: expected a number of steps, or 0 for never, got {every}")
+    if not 0.0 < made.jump_weight < math.inf:
+        raise ValueError(
+            f"jump weight: expected a factor above 0, got {made.jump_weight}; 1 is the method's own"
+        )
+    if rate is not None and not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout: expected a rate of at least 0 and below 1, got {rate}; 0.1 is usual")
 
 
 def assemble(
@@ -190,10 +85,21 @@ def assemble(
     own: dict[str, object],
     guidance: float | None = None,
     jump_weight: float = 1.0,
+    dropout: float | None = None,
+    teacher_steps: int | None = None,
 ) -> Experiment:
-    """Put the parts together, or say which do not fit."""
+    """Put the parts together, or say which do not fit.
+
+    With ``teacher_steps`` a method that needs a teacher gets one that is trained first, unless the system has
+    an exact velocity.
+    """
     found = load_method(method)
-    _check(found, system, training, guidance)
+    exact = Need.TEACHER not in found.card.needs or system.velocity is not None
+    if not exact and teacher_steps is None:
+        raise ValueError(
+            f"method {found.name}: it needs a teacher, and {system.name} has none of its own; "
+            f"use saltus distill RUN --method {found.name}"
+        )
     rotating = isinstance(interpolant_of(found, plain), Trigonometric)
     parametrisation = network.parametrisation or ("trigonometric" if rotating else "average")
     spec = ModelSpec(
@@ -206,12 +112,31 @@ def assemble(
         heads=("v",) if Need.HEAD in found.card.needs else (),
         guidance=guidance is not None,
     )
+    resolved = {**asdict(network), "parametrisation": parametrisation}
     own = {**own, "plain": plain}
-    if output.grid_every < 0:
-        raise ValueError(f"grid every: expected a number of steps, or 0 for never, got {output.grid_every}")
-    if not 0.0 < jump_weight < math.inf:
-        raise ValueError(f"jump weight: expected a factor above 0, got {jump_weight}; 1 is the method's own")
-    return Experiment(system, found, plain, guidance, jump_weight, spec, training, output, own)
+    first = None
+    if not exact:
+        rate = DROPOUT if system.classes is not None else None
+        lesson = replace(training, steps=teacher_steps or 0)
+        alone = {key: value for key, value in own.items() if key in ("labels",)}
+        alone |= {"dropout": rate} if rate is not None else {}
+        first = assemble(system, FLOW, plain, network, lesson, output, alone, dropout=rate)
+    return check(
+        Experiment(
+            system=system,
+            method=found,
+            plain=plain,
+            guidance=guidance,
+            jump_weight=jump_weight,
+            spec=spec,
+            training=training,
+            output=output,
+            network=resolved,
+            own=own,
+            dropout=dropout,
+            first=first,
+        )
+    )
 
 
 def train(

@@ -16,7 +16,8 @@ import torch
 from tyro import conf
 
 from saltus.methods import Sampler, discover, load
-from saltus.recipes.assemble import Experiment, assemble, train
+from saltus.recipes.assemble import assemble, train
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import check_file
 from saltus.recipes.images import system as digits_as_means
 from saltus.recipes.mixture import system as reference_problem

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from saltus.data import Checkerboard
 from saltus.metrics import histogram_kl
-from saltus.recipes.assemble import Experiment, assemble
+from saltus.recipes.assemble import assemble
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import planar
 from saltus.streams import Streams
@@ -33,6 +34,7 @@ PUBLISHED = {
 def checkerboard(
     method: str = "lsd",
     plain: bool = True,
+    teacher_steps: int = 20_000,
     network: Network = Network(size="base"),
     training: Training = Training(steps=20_000, batch=2048),
     output: Output = Output(),
@@ -50,6 +52,7 @@ def checkerboard(
     Args:
         method: Any method that saltus methods lists.
         plain: Take the method's squared-error form, whose fixed point is the exact map.
+        teacher_steps: Steps for the teacher that methods which need one are given first.
         network: The network.
         training: How it is trained.
         output: Where results go.
@@ -64,4 +67,5 @@ def checkerboard(
 
     printed = {k: {"KL": v} for k, v in zip(COUNTS, PUBLISHED.get(method, ()), strict=False)}
     system = planar("checkerboard", data, 1.0, None, divergence, 64_000, COUNTS, printed)
-    return assemble(system, method, plain, network, training, output, {})
+    own: dict[str, object] = {"teacher_steps": teacher_steps}
+    return assemble(system, method, plain, network, training, output, own, teacher_steps=teacher_steps)

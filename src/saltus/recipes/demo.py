@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from saltus.recipes.assemble import Experiment
 from saltus.recipes.digits import AGREEMENT, FRECHET, digits
 from saltus.recipes.evaluate import EULERS, ODE_STEPS, OWN, SOLVER, Measured
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Output, Training
 from saltus.recipes.run import clock, execute
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from saltus.data import ArrayData
 from saltus.data import digits as real_digits
 from saltus.metrics import energy_distance, frechet, nearest
-from saltus.recipes.assemble import Experiment, assemble
+from saltus.recipes.assemble import assemble
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.system import Drawn, Judge, System
 from saltus.training import initialised
@@ -122,6 +123,8 @@ def digits(
     plain: bool = False,
     labels: bool = True,
     guidance: float | None = None,
+    dropout: float | None = None,
+    teacher_steps: int = 2700,
     jump_weight: float = 1.0,
     network: Network = Network(backbone="residual-mlp"),
     training: Training = Training(steps=2700, batch=512),
@@ -133,12 +136,16 @@ def digits(
       saltus run digits-lsd
       saltus run digits-mean_flow --steps 1000 --out runs/mf
       saltus run digits-lsd --guidance 3 --steps 4000
+      saltus run digits-flow_matching --dropout 0.1
+      saltus run digits-freeflow
 
     Args:
         method: Any method that saltus methods lists.
         plain: Take the method's squared-error form instead of its paper's weights.
         labels: Give the network the class of each image.
         guidance: Learn the map at every strength of guidance up to this one; 1 is none.
+        dropout: Share of labels dropped in training; None drops some where guidance needs it.
+        teacher_steps: Steps for the teacher that methods which need one are given first.
         jump_weight: Factor on the terms of the loss that teach jumps; 1 is the method's own.
         network: The network.
         training: How it is trained.
@@ -158,5 +165,12 @@ def digits(
         source=ArrayData(x, training.batch, label if labels else None),
         judge=judge,
     )
-    own: dict[str, object] = {"labels": labels, "guidance": guidance, "jump_weight": jump_weight}
-    return assemble(system, method, plain, network, training, output, own, guidance, jump_weight)
+    own: dict[str, object] = {
+        "labels": labels,
+        "guidance": guidance,
+        "dropout": dropout,
+        "teacher_steps": teacher_steps,
+        "jump_weight": jump_weight,
+    }
+    parts = (system, method, plain, network, training, output, own)
+    return assemble(*parts, guidance, jump_weight, dropout, teacher_steps)

@@ -15,24 +15,31 @@ from saltus.interpolants import Interpolant
 from saltus.legs import EULER, HEUN, Tableau
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Sampler
+from saltus.recipes.experiment import Experiment
+from saltus.recipes.judged_by_teacher import NEAR, OFF
 from saltus.recipes.sampling import draw
-from saltus.recipes.system import MAP_ERROR, Drawn, Judge, asked
+from saltus.recipes.system import MAP_ERROR, Drawn, asked
+from saltus.recipes.teacher import guided_between, has_velocity
 from saltus.report import Table
 from saltus.samplers import integrate, prior
 from saltus.streams import Streams
+from saltus.tensors import full_like_rows
 from saltus.typing import Condition
 
 __all__ = [
     "EULERS",
+    "GUIDED",
     "ODE_STEPS",
     "OWN",
     "REAL",
     "SOLVER",
     "STEPS",
+    "TEACHER",
     "Measured",
+    "all_samplers",
     "evaluate",
     "samplers",
-    "table",
+    "tables",
 ]
 
 STEPS = (1, 2, 4, 8)
@@ -40,8 +47,11 @@ STEPS = (1, 2, 4, 8)
 PICTURED = (1, 4)
 ODE_STEPS = 64
 OWN, EULERS, SOLVER, REAL, PUBLISHED = "own", "euler", "solver", "real", "published"
-"""Groups of rows: the method's sampler, Euler on its velocity, Heun on its velocity, fresh data, and what
-the method's authors print."""
+GUIDED, TEACHER = "guided", "teacher"
+"""Groups of rows: the method's sampler, Euler on its velocity, Heun on its velocity, fresh data, what the
+method's authors print, the method's sampler with guidance, and its teacher."""
+TAUGHT = (1, 4)
+"""Euler steps at which a teacher is measured, beside its ODE."""
 NAMES = {Sampler.JUMPS: "jump", Sampler.RENOISE: "re-noised jump", Sampler.ODE: "Euler step"}
 JUDGED = 2**31
 """First index of the streams of an evaluation, far from those of training."""
@@ -53,7 +63,7 @@ class Measured:
 
     Attributes:
         label: in words.
-        group: OWN, EULERS, SOLVER or REAL.
+        group: one of those above.
         steps: of the sampler; 0 for data.
         figures: by name.
         ms: milliseconds an image, None for data.
@@ -75,11 +85,6 @@ def _timed(sample: Callable[[], Tensor], n: int) -> tuple[Tensor, float]:
     return x, 1e3 * (time.perf_counter() - begin) / (n * rounds)
 
 
-def has_velocity(card: Card) -> bool:
-    """Whether training fixed u_{t,t}, as every two-time method and flow matching do."""
-    return card.two_times or card.sampler is Sampler.ODE
-
-
 @dataclass(frozen=True, eq=False)
 class Row:
     """One way to sample a map.
@@ -90,6 +95,7 @@ class Row:
         steps: how many.
         sample: draws from the noise that all rows share.
         pictured: whether pictures show it.
+        w: the strength of guidance, or None.
     """
 
     label: str
@@ -97,6 +103,7 @@ class Row:
     steps: int
     sample: Callable[[], Tensor]
     pictured: bool
+    w: float | None = None
 
 
 def samplers(
@@ -126,29 +133,63 @@ def samplers(
     return [*rows, Row(f"ODE, {ODE_STEPS} steps", SOLVER, ODE_STEPS, partial(solved, ODE_STEPS, HEUN), True)]
 
 
+def _further(
+    made: Experiment, model: NetworkMap, x0: Tensor, label: Tensor | None, rng: Streams
+) -> list[Row]:
+    """The map at its largest strength of guidance, and its teacher by a few steps and by many."""
+    rows = []
+    w = made.guidance
+    if w is not None:
+        cond = guided_between(asked(label, full_like_rows(w, x0)), made.interval)
+        card, name = made.method.card, NAMES[made.method.card.sampler]
+        sample = partial(draw, model, card, x0, 1, cond, rng, made.interpolant)
+        rows.append(Row(f"{_count(1, name)}, w = {w:g}", GUIDED, 1, sample, True, w))
+    if made.teacher is None:
+        return rows
+    for k, tableau in [*((k, EULER) for k in TAUGHT), (ODE_STEPS, HEUN)]:
+        way = f"teacher, {_count(k, 'Euler step')}" if tableau is EULER else f"teacher, ODE, {k} steps"
+        sample = partial(made.teacher.sends, x0, made.interpolant, asked(label), k, tableau)
+        rows.append(Row(way, TEACHER, k, sample, k != TAUGHT[-1]))
+    if w is not None:
+        sample = partial(made.teacher.sends, x0, made.interpolant, cond)
+        rows.append(Row(f"teacher, ODE, w = {w:g}", TEACHER, ODE_STEPS, sample, True, w))
+    return rows
+
+
+def all_samplers(
+    made: Experiment,
+    model: NetworkMap,
+    x0: Tensor,
+    label: Tensor | None,
+    rng: Streams,
+    steps: tuple[int, ...],
+) -> list[Row]:
+    """Every row that draws: the map's, with guidance if it learned any, and its teacher's."""
+    rows = samplers(model, made.method.card, x0, asked(label), rng, made.interpolant, steps)
+    return [*rows, *_further(made, model, x0, label, rng)]
+
+
 @torch.no_grad()
-def evaluate(
-    model: NetworkMap, card: Card, interpolant: Interpolant, judge: Judge, seed: int, shape: tuple[int, ...]
-) -> Iterator[Measured]:
+def evaluate(made: Experiment, model: NetworkMap) -> Iterator[Measured]:
     """Yield one line after another; every sampler starts from the same noise.
 
     Args:
+        made: what trained the map.
         model: the averaged map.
-        card: of the method that trained it.
-        interpolant: the method's.
-        judge: of the system.
-        seed: of the noise.
-        shape: of one sample.
     """
-    rng = Streams(seed, index=torch.arange(JUDGED, JUDGED + judge.count))
-    x0 = prior(rng, shape, interpolant)
-    for row in samplers(model, card, x0, asked(judge.labels), rng, interpolant, judge.counts):
+    judge, card = made.judge(), made.method.card
+    rng = Streams(made.training.seed, index=torch.arange(JUDGED, JUDGED + judge.count))
+    x0 = prior(rng, made.system.shape, made.interpolant)
+    for row in all_samplers(made, model, x0, judge.labels, rng, judge.counts):
         x, ms = _timed(row.sample, len(x0))
-        figures = judge.figures(Drawn(x0, x, judge.labels))
-        if card.sampler is Sampler.RENOISE and row.steps > 1:
-            figures.pop(MAP_ERROR, None)  # fresh noise after a jump: the sample is no function of x0
+        figures = judge.figures(Drawn(x0, x, judge.labels, row.w))
+        if card.sampler is Sampler.RENOISE and row.group == OWN and row.steps > 1:
+            for name in (MAP_ERROR, OFF):  # fresh noise after a jump: the sample is no function of x0
+                figures.pop(name, None)
         yield Measured(row.label, row.group, row.steps, figures, ms)
-    yield Measured("real data", REAL, 0, judge.real())
+    real = judge.real()
+    if real:
+        yield Measured("real data", REAL, 0, real)
     for k, figures in judge.published.items():
         yield Measured(f"in print, {_count(k, NAMES[card.sampler])}", PUBLISHED, k, figures)
 
@@ -157,9 +198,31 @@ def _count(k: int, thing: str) -> str:
     return f"{k} {thing}" if k == 1 else f"{k} {thing}s"
 
 
-def table(lines: Sequence[Measured], title: str, note: str = "") -> Table:
-    """The lines as a table with a rule between groups."""
+def tables(lines: Sequence[Measured], title: str, against: str = "") -> list[Table]:
+    """The lines as a table with a rule between groups; where a teacher judged, as two: what it says, and then
+    what the system's own judge says of the same samples.
+
+    Args:
+        lines: of an evaluation.
+        title: of the first table.
+        against: the title of the second.
+    """
     names = list(dict.fromkeys(n for m in lines for n in m.figures))
-    rows = [[m.label, *(m.figures.get(n) for n in names), m.ms] for m in lines]
+    if OFF not in names:
+        return [_table(lines, names, title)]
+    beside = [n for n in (OFF, NEAR) if n in names]
+    note = (
+        f"{OFF}: distance to where the teacher's ODE of {ODE_STEPS} steps sends the same noise, in units of\n"
+        f"its samples' spread. {NEAR}: energy distance to its samples from other noise."
+    )
+    parts = [_table([m for m in lines if OFF in m.figures or NEAR in m.figures], beside, title, note)]
+    rest = [n for n in names if n not in beside]
+    return [*parts, _table(lines, rest, against, ms=False)] if rest else parts
+
+
+def _table(
+    lines: Sequence[Measured], names: Sequence[str], title: str, note: str = "", ms: bool = True
+) -> Table:
+    rows = [[m.label, *(m.figures.get(n) for n in names), *([m.ms] if ms else [])] for m in lines]
     rules = frozenset(k for k in range(1, len(lines)) if lines[k].group != lines[k - 1].group)
-    return Table(("sampler", *names, "ms a sample"), rows, title, note, rules)
+    return Table(("sampler", *names, *(["ms a sample"] if ms else [])), rows, title, note, rules)

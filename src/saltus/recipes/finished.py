@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,18 +11,16 @@ import torch
 from torch import Tensor
 from tyro import conf
 
-from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
-from saltus.methods import Method
-from saltus.methods import load as load_method
 from saltus.plots import Series, lines
-from saltus.recipes.assemble import Experiment, interpolant_of
 from saltus.recipes.evaluate import OWN, Measured
+from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import EVALUATION, OPTIONS, check_file, read_json, weights_of, whole
-from saltus.recipes.model import ModelSpec
+from saltus.recipes.opened import Finished, open_run
 from saltus.recipes.options import Flag
 from saltus.recipes.pictures import draw_all, logged
-from saltus.recipes.run import experiment, record, report
+from saltus.recipes.resolve import experiment
+from saltus.recipes.run import record, show
 from saltus.recipes.sampling import check_steps, draw
 from saltus.recipes.show import picture, said, shown
 from saltus.recipes.system import asked
@@ -31,45 +28,12 @@ from saltus.report import Cell, Table
 from saltus.samplers import batched, prior
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
-from saltus.training import load_weights, restore
 
-__all__ = ["Finished", "compare", "evaluate", "open_run", "sample"]
+__all__ = ["compare", "evaluate", "sample"]
 
 PICTURE, ARRAY = ".png", ".npy"
 RunPath = Annotated[Path, conf.arg(metavar="RUN")]
 RunPaths = Annotated[tuple[Path, ...], conf.arg(metavar="RUN RUN [RUN ...]", help_behavior_hint="(required)")]
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A trained map with what sampling needs to know of it."""
-
-    model: NetworkMap
-    spec: ModelSpec
-    method: Method
-    interpolant: Interpolant
-    name: str
-
-
-def open_run(run: Path, raw: bool = False) -> Finished:
-    """The map of a run folder, or of its weights file alone, in evaluation mode.
-
-    Args:
-        run: the folder or the file.
-        raw: take the last weights instead of their moving average.
-    """
-    path = weights_of(run)
-    tensors, meta = load_weights(path)
-    if {"model", "method", "recipe", "plain"} - set(meta):
-        raise ValueError(f"{path}: expected weights written by saltus run, got options {sorted(meta)}")
-    spec = ModelSpec.from_plain(meta["model"])
-    model = spec.build()
-    name = "raw" if raw else "ema"
-    restore({name: model}, {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}, path)
-    method = load_method(str(meta["method"]))
-    interpolant = interpolant_of(method, bool(meta["plain"]))
-    recipe = f"{meta['recipe']}-{method.name}"
-    return Finished(model.eval().requires_grad_(False), spec, method, interpolant, recipe)
 
 
 def sample(
@@ -164,6 +128,8 @@ def again(run: Path) -> tuple[Experiment, NetworkMap]:
     """The experiment of a run folder, its data included, and the averaged map."""
     done = open_run(run)
     made = experiment(str(run / OPTIONS), [])
+    if made.first is not None:
+        made = made.taught(run / TEACHER)
     return dataclasses.replace(made, output=dataclasses.replace(made.output, out=run)), done.model
 
 
@@ -195,7 +161,7 @@ def evaluate(run: conf.Positional[RunPath]) -> None:
     """
     made, model = again(run)
     logged(run)  # a damaged log is told before anything is measured
-    report(made, record(made, model, run)).show()
+    show(made, record(made, model, run))
     for path in draw_all(made, model, run):
         print(f"picture  {path}")
 

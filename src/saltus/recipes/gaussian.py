@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from saltus.exact import Gaussian
-from saltus.recipes.assemble import Experiment, assemble
+from saltus.recipes.assemble import assemble
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import planar
 

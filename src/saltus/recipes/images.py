@@ -6,7 +6,8 @@ from torch import Tensor
 
 from saltus.data import digits, from_density
 from saltus.exact import ImageMixture, ReferenceMap
-from saltus.recipes.assemble import Experiment, assemble
+from saltus.recipes.assemble import assemble
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import PlanarTruth
 from saltus.recipes.system import Judge, System

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from saltus.exact import ReferenceMap, reference_mixture
-from saltus.recipes.assemble import Experiment, assemble
+from saltus.recipes.assemble import assemble
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.planar import planar
 from saltus.recipes.system import System

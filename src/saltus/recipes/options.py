@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-__all__ = ["Network", "Output", "Training", "as_arguments", "parse"]
+__all__ = ["Network", "Output", "Student", "Training", "as_arguments", "parse"]
 
 
 HELP = ("-h", "--help")
@@ -36,6 +36,18 @@ class Network:
     """Architecture."""
     size: Size = "small"
     """Width and depth by name."""
+    parametrisation: Parametrisation | None = None
+    """What its output means; None takes what the method asks for."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student's network; what is None is the teacher's."""
+
+    backbone: Backbone | None = None
+    """Architecture; another one than the teacher's starts at random."""
+    size: Size | None = None
+    """Width and depth by name; another one than the teacher's starts at random."""
     parametrisation: Parametrisation | None = None
     """What its output means; None takes what the method asks for."""
 

@@ -12,8 +12,8 @@ from saltus.interpolants import path
 from saltus.maps import NetworkMap
 from saltus.metrics import residuals
 from saltus.plots import Series, heat, lines, scatter
-from saltus.recipes.assemble import Experiment
 from saltus.recipes.evaluate import STEPS
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import METRICS
 from saltus.recipes.sampling import draw
 from saltus.recipes.show import said

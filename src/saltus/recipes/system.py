@@ -25,11 +25,13 @@ class Drawn:
         x0: the noise, [n, ...].
         x: the samples, [n, ...].
         label: the classes asked for, int64 [n], or None.
+        w: the strength of guidance asked for, or None.
     """
 
     x0: Tensor
     x: Tensor
     label: Tensor | None = None
+    w: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,115 @@
+"""Data for a distillation: those of a recipe, or arrays on disk."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saltus.data import ArrayData
+from saltus.recipes import discover, load
+from saltus.recipes.experiment import Experiment
+from saltus.recipes.options import Training
+from saltus.recipes.teacher import TeacherRun
+from saltus.streams import Streams
+from saltus.typing import Batch
+
+__all__ = ["data_source", "names_array"]
+
+ARRAY = ".npy"
+
+
+def names_array(data: str) -> bool:
+    """Whether the words name a file and no recipe."""
+    return data.endswith(ARRAY)
+
+
+def data_source(
+    data: str, labels: Path | None, teacher: TeacherRun, training: Training
+) -> Callable[[Streams], Batch]:
+    """Batches of a recipe's data, or of arrays on disk, that fit the teacher.
+
+    Raises:
+        ValueError: for an unknown recipe, an array that is absent, damaged, of another shape or dtype, or
+            labels that are missing or out of range.
+    """
+    if not names_array(data):
+        if labels is not None:
+            raise ValueError(f"labels {labels}: expected an array of data with them, got recipe {data!r}")
+        return _recipe(data, teacher, training)
+    spec = teacher.run.spec
+    x = _samples(Path(data), spec.shape)
+    if spec.classes is None:
+        if labels is not None:
+            raise ValueError(f"labels {labels}: {teacher.run.name} has no classes; drop --labels")
+        return ArrayData(x, training.batch)
+    if labels is None:
+        raise ValueError(
+            f"data {data}: expected labels with it, because {teacher.run.name} has {spec.classes} classes; "
+            f"add --labels FILE.npy with {len(x)} numbers from 0 to {spec.classes - 1}"
+        )
+    return ArrayData(x, training.batch, _classes(labels, len(x), spec.classes))
+
+
+def _recipe(name: str, teacher: TeacherRun, training: Training) -> Callable[[Streams], Batch]:
+    known = discover()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
+        raise ValueError(f"data {name!r}: expected a recipe's name ({', '.join(near)}) or a {ARRAY} file")
+    spec, function = teacher.run.spec, load(name)[0].function()
+    options: dict[str, Any] = {"method": "flow_matching", "training": training}
+    labelled = "labels" in inspect.signature(function).parameters
+    if labelled:
+        options["labels"] = spec.classes is not None
+    made: Experiment = function(**options)
+    if made.system.shape != spec.shape:
+        raise ValueError(
+            f"data {name}: expected samples of shape {list(spec.shape)} like {teacher.run.name}, "
+            f"got {list(made.system.shape)}"
+        )
+    if made.system.classes != spec.classes:
+        raise ValueError(
+            f"data {name}: expected {spec.classes or 'no'} classes, as {teacher.run.name} was trained with, "
+            f"got {made.system.classes or 'none'}"
+        )
+    return made.system.source
+
+
+def _load(path: Path, what: str) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"{what} {path}: expected a {ARRAY} file, found none")
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (ValueError, OSError, EOFError) as wrong:
+        raise ValueError(f"{what} {path}: expected an array that numpy.save wrote, got {wrong}") from wrong
+
+
+def _samples(path: Path, shape: tuple[int, ...]) -> Tensor:
+    x = _load(path, "data")
+    if x.shape[1:] != shape or x.ndim < 2:
+        want = ", ".join(("N", *map(str, shape)))
+        raise ValueError(
+            f"data {path}: expected an array [{want}], like the teacher's samples, got {list(x.shape)}"
+        )
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"data {path}: expected floating point or uint8, got {x.dtype}; convert it")
+    return torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+
+
+def _classes(path: Path, count: int, classes: int) -> Tensor:
+    label = _load(path, "labels")
+    if label.shape != (count,) or label.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels {path}: expected {count} integers, one a sample, got {label.dtype} {list(label.shape)}"
+        )
+    if count and not 0 <= int(label.min()) <= int(label.max()) < classes:
+        raise ValueError(
+            f"labels {path}: expected classes from 0 to {classes - 1}, got {label.min()} to {label.max()}"
+        )
+    return torch.from_numpy(label.astype(np.int64))

@@ -1,0 +1,214 @@
+"""An experiment: a system, a method, a model, perhaps a teacher, and how it is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from saltus import __version__
+from saltus.games import Game, Stages, as_game
+from saltus.guidance import GuidanceInput, LabelDropout
+from saltus.interpolants import Interpolant
+from saltus.maps import NetworkMap
+from saltus.methods import Method, Need
+from saltus.recipes.judged_by_teacher import TeacherTruth
+from saltus.recipes.model import ModelSpec
+from saltus.recipes.opened import Finished
+from saltus.recipes.options import Output, Training
+from saltus.recipes.parts import dropout_role, emphasised, interpolant_of
+from saltus.recipes.system import Judge, System
+from saltus.recipes.teacher import Interval, Noise, TeacherRun, open_teacher
+from saltus.streams import Streams
+from saltus.teachers import teacher as on_path
+from saltus.training import AdamW, Cosine, Fit, Precision, fit, initialised
+from saltus.typing import Batch, Velocity
+
+__all__ = ["TEACHER", "Experiment"]
+
+DROPOUT = 0.1
+"""The rate at which labels are dropped where guidance needs it."""
+TEACHER = "teacher"
+"""The folder of a run's own teacher in its run folder, and the word for another one in its options."""
+CORRECTION = "correction_interval"
+"""The parameter of a method that guides a part of it on an interval of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Everything that a run needs.
+
+    Attributes:
+        system: what is learned.
+        method: how.
+        plain: whether the method's plain form is taken (see :class:`saltus.methods.Card`).
+        guidance: the largest strength of guidance that the map learns; None learns none.
+        dropout: the rate at which labels are dropped; None drops them where guidance needs it.
+        jump_weight: see :func:`emphasised`.
+        spec: the model.
+        training: the options of the loop.
+        output: where results go.
+        network: the options of the network, by name, as plain data.
+        own: the recipe's own options, by name, as plain data.
+        interval: the times between which guidance applies; None is always.
+        teacher: a finished run that teaches; None leaves it to the system's exact velocity.
+        first: trains the teacher, in a folder of this run's, where neither is there.
+        inherits: whether the student starts from the teacher's weights if it can.
+    """
+
+    system: System
+    method: Method
+    plain: bool
+    guidance: float | None
+    jump_weight: float
+    spec: ModelSpec
+    training: Training
+    output: Output
+    network: dict[str, object]
+    own: dict[str, object]
+    dropout: float | None = None
+    interval: tuple[float, float] | None = None
+    teacher: TeacherRun | None = None
+    first: Experiment | None = None
+    inherits: bool = True
+
+    @property
+    def name(self) -> str:
+        """SYSTEM-METHOD."""
+        return f"{self.system.name}-{self.method.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        return self.output.out or Path("runs") / self.name
+
+    @property
+    def interpolant(self) -> Interpolant:
+        """The path that the method trains on."""
+        return interpolant_of(self.method, self.plain)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether training reads no data."""
+        return Need.DATA not in self.method.card.needs
+
+    @property
+    def source(self) -> Callable[[Streams], Batch]:
+        """Where batches come from: the system's data, or noise alone."""
+        free = Noise(self.system.shape, self.system.classes)
+        source = free if self.data_free else self.system.source
+        return source if self.interval is None else Interval(source, self.interval)
+
+    @property
+    def dropped(self) -> float:
+        """The rate at which labels are dropped in training."""
+        guided = self.guidance is not None and dropout_role(self.method) is not None
+        usual = DROPOUT if guided else 0.0
+        return usual if self.dropout is None else self.dropout
+
+    @property
+    def starts_as_teacher(self) -> bool:
+        """Whether the student's initial weights are the teacher's."""
+        teacher = self.teacher
+        return self.inherits and teacher is not None and teacher.suits(self.spec, self.interpolant)
+
+    def taught(self, place: Path) -> Experiment:
+        """The same with the run at ``place`` as its teacher."""
+        return replace(self, teacher=open_teacher(place))
+
+    def under(self, model: NetworkMap) -> Experiment:
+        """The same with a map in memory, such as the untrained one of ``first``, as its teacher."""
+        first = self.first
+        assert first is not None
+        rate = first.dropped
+        run = Finished(model, first.spec, first.method, first.interpolant, first.system.name, rate, Path())
+        return replace(self, teacher=TeacherRun(run, Path()))
+
+    def model(self) -> NetworkMap:
+        """The student: the teacher's weights, or initial ones that are a function of the seed."""
+        student = initialised(self.training.seed, self.spec.build)
+        if self.starts_as_teacher:
+            assert self.teacher is not None
+            self.teacher.start(student)
+        return student
+
+    def critic(self) -> NetworkMap:
+        """The critic: the teacher's network with its weights where that can be, else the student's anew."""
+        teacher = self.teacher
+        spec = replace(self.spec, heads=())
+        alike = spec if teacher is None else replace(teacher.run.spec, guidance=spec.guidance, heads=())
+        if teacher is None or not teacher.suits(alike, self.interpolant):
+            return initialised(self.training.seed + 1, spec.build)
+        critic = initialised(self.training.seed + 1, alike.build)
+        teacher.start(critic)
+        return critic
+
+    def velocity(self) -> Velocity | None:
+        """The teacher on the method's path: a run, the exact velocity, or None."""
+        if self.teacher is not None:
+            return self.teacher.velocity(self.interpolant)
+        exact = self.system.velocity
+        return None if exact is None else on_path(exact, onto=self.interpolant)
+
+    def judge(self) -> Judge:
+        """Who judges: the system, and before it the teacher if a run teaches."""
+        own = self.system.judge()
+        if self.teacher is None:
+            return own
+        return TeacherTruth(self.teacher, self.interpolant, own, self.interval).judge()
+
+    def game(self, student: NetworkMap) -> Game | Stages:
+        """The method's players, in stages if it has any."""
+        options = dict(self.method.card.plain) if self.plain else {}
+        critic = self.critic() if Need.CRITIC in self.method.card.needs else None
+        role = dropout_role(self.method)
+        if role is not None and self.dropped > 0.0:
+            options[role] = LabelDropout(self.dropped)
+        if self.guidance is not None:
+            options["guidance"] = GuidanceInput(self.guidance)
+        taken = inspect.signature(self.method.build).parameters
+        if self.interval is not None and CORRECTION in taken:
+            low, high = taken[CORRECTION].default
+            options[CORRECTION] = (max(low, self.interval[0]), max(low, min(high, self.interval[1])))
+        built = self.method.wired(student, teacher=self.velocity(), critic=critic, **options)
+        return emphasised(as_game(built, student), self.jump_weight)
+
+    def fit(self, student: NetworkMap) -> Fit:
+        """The loop over the game."""
+        t = self.training
+        return fit(
+            self.game(student),
+            self.source,
+            steps=t.steps,
+            seed=t.seed,
+            batch=t.batch,
+            optimizer=AdamW(t.lr),
+            schedule=Cosine(warmup=min(0.99, t.warmup / t.steps)),
+            clip=t.clip,
+            precision=Precision(t.precision),
+            compile=t.compile,
+        )
+
+    def options(self) -> dict[str, object]:
+        """What ``options.json`` holds: enough to run again."""
+        teacher = {} if self.teacher is None or self.first is not None else {TEACHER: str(self.teacher.place)}
+        return {
+            "recipe": self.system.name,
+            "method": self.method.name,
+            **teacher,
+            "options": {"recipe": self.own, "network": self.network, "training": asdict(self.training)},
+            "saltus": __version__,
+        }
+
+    def meta(self) -> dict[str, object]:
+        """What the weights file says of itself: enough to sample."""
+        return {
+            "model": self.spec.plain(),
+            "method": self.method.name,
+            "recipe": self.system.name,
+            "plain": self.plain,
+            "dropout": self.dropped,
+            "steps": self.training.steps,
+            "saltus": __version__,
+        }

@@ -1,0 +1,203 @@
+"""From words to an experiment: a recipe's name, a teacher, or the options file of an earlier run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from tyro import conf
+
+from saltus.interpolants import Trigonometric
+from saltus.methods import Need
+from saltus.methods import discover as discover_methods
+from saltus.methods import load as load_method
+from saltus.recipes import Recipe, load
+from saltus.recipes.assemble import check
+from saltus.recipes.data import data_source, names_array
+from saltus.recipes.experiment import TEACHER, Experiment
+from saltus.recipes.folder import OPTIONS, read_json
+from saltus.recipes.judged_by_teacher import alone
+from saltus.recipes.options import Output, Student, Training, as_arguments, parse
+from saltus.recipes.parts import interpolant_of
+from saltus.recipes.system import Judge, System
+from saltus.recipes.teacher import Noise, TeacherRun, open_teacher
+from saltus.streams import Streams
+from saltus.typing import Batch
+
+__all__ = ["distilled", "experiment"]
+
+FLOW = "flow_matching"
+ALONE = 2048
+"""Samples that a judgement takes where the teacher is all that is known."""
+
+
+def experiment(name: str, args: Sequence[str]) -> Experiment:
+    """The experiment of a recipe's name, or of a saved options file, with command-line options."""
+    if not name.endswith(".json"):
+        recipe, method = load(name)
+        return _recipe(name, recipe, method, args)
+    saved = read_json(Path(name), "saved options")
+    groups = saved.get("options")
+    texts = [saved.get("recipe"), saved.get("method")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(groups, dict):
+        raise ValueError(f"saved options: expected the keys recipe, method and options in {name}")
+    words = [*as_arguments(groups), *args]
+    if isinstance(saved.get(TEACHER), str):
+        teacher = _found(Path(saved[TEACHER]), Path(name))
+        return distilled(teacher, ["--method", str(saved["method"]), *words], name)
+    recipe, _ = load(saved["recipe"])
+    return _recipe(name, recipe, saved["method"], words)
+
+
+def _found(teacher: Path, options: Path) -> Path:
+    if not teacher.exists():
+        raise ValueError(
+            f"teacher {teacher}: named in {options}, but found nothing there; put it back, or distil again "
+            "with saltus distill TEACHER"
+        )
+    return teacher
+
+
+def _recipe(name: str, recipe: Recipe, method: str | None, args: Sequence[str]) -> Experiment:
+    if method is not None:
+        load_method(method)  # a mistyped method is told before any option is
+    function = recipe.function()
+    named = function if method is None else partial(function, method=method)
+    made = parse(named, f"saltus run {name}", args)
+    assert isinstance(made, Experiment)
+    return made
+
+
+def distilled(teacher: Path, args: Sequence[str], name: str = "") -> Experiment:
+    """The distillation of the teacher at a path, with command-line options."""
+    made = parse(partial(distillation, teacher), f"saltus distill {name or teacher}", args)
+    assert isinstance(made, Experiment)
+    return made
+
+
+def distillation(
+    teacher: conf.Suppress[Path],
+    /,
+    *,
+    method: str = "freeflow",
+    data: str | None = None,
+    labels: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
+    guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    plain: bool = False,
+    scratch: bool = False,
+    network: Student = Student(),
+    training: Training = Training(),
+    output: Output = Output(),
+) -> Experiment:
+    """Learn a teacher's flow map in one or a few steps: from the teacher alone, or from data too.
+
+    examples:
+      saltus distill runs/digits-flow_matching
+      saltus distill runs/digits-flow_matching --method lmd --data digits
+      saltus distill runs/digits-flow_matching --method emd --data x.npy --labels y.npy
+      saltus distill runs/digits-flow_matching --guidance 3 --guidance-interval 0.2 0.9
+
+    Args:
+        method: Any method that saltus methods lists with a teacher among its needs.
+        data: A recipe's name or a .npy array [N, ...]; methods without data do not read it.
+        labels: A .npy array of N classes for an array of data, if the teacher has classes.
+        guidance: Learn the map at every strength of guidance up to this one; 1 is none.
+        guidance_interval: The times between which guidance applies; 0 is noise, 1 is data.
+        plain: Take the method's squared-error form instead of its paper's weights.
+        scratch: Start at random instead of from the teacher's weights.
+        network: The student's network; the teacher's by default.
+        training: How it is trained.
+        output: Where results go.
+    """
+    found = load_method(method)
+    if Need.TEACHER not in found.card.needs:
+        taught = ", ".join(n for n, m in discover_methods().items() if Need.TEACHER in m.card.needs)
+        raise ValueError(
+            f"method {method}: expected one that learns from a teacher ({taught}); "
+            f"{method} learns from data alone: saltus run RECIPE-{method}"
+        )
+    run = open_teacher(teacher)
+    free = Need.DATA not in found.card.needs
+    if free and (data is not None or labels is not None) and not output.quiet:
+        print(f"{method} learns without data: {data or labels} is not used and not read", file=sys.stderr)
+    if not free and data is None:
+        raise ValueError(
+            f"method {method}: it needs data beside the teacher, got none; give a recipe's name or an array: "
+            f"saltus distill {teacher} --method {method} --data {run.run.recipe}"
+        )
+    source: Callable[[Streams], Batch] = Noise(run.run.spec.shape, run.run.spec.classes)
+    if free or data is None:
+        data, labels = None, None
+    else:
+        source = data_source(data, labels, run, training)
+    _check_guidance(run, guidance)
+    run.check(guided=guidance is not None)
+    own: dict[str, object] = {
+        "data": str(Path(data).resolve()) if data is not None and names_array(data) else data,
+        "labels": None if labels is None else str(labels.resolve()),
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+        "plain": plain,
+        "scratch": scratch,
+    }
+    mine = run.run.spec
+    rotating = isinstance(interpolant_of(found, plain), Trigonometric)
+    spec = replace(
+        mine,
+        backbone=network.backbone or mine.backbone,
+        size=network.size or mine.size,
+        parametrisation=network.parametrisation or ("trigonometric" if rotating else mine.parametrisation),
+        heads=("v",) if Need.HEAD in found.card.needs else (),
+        guidance=guidance is not None,
+    )
+    return check(
+        Experiment(
+            system=_system(run, source),
+            method=found,
+            plain=plain,
+            guidance=guidance,
+            jump_weight=1.0,
+            spec=spec,
+            training=training,
+            output=output,
+            network=asdict(network),
+            own=own,
+            interval=guidance_interval,
+            teacher=run,
+            inherits=not scratch,
+        )
+    )
+
+
+def _check_guidance(teacher: TeacherRun, guidance: float | None) -> None:
+    """Raise a ValueError if the teacher cannot be guided."""
+    run = teacher.run
+    if guidance is None:
+        return
+    if run.spec.classes is None:
+        raise ValueError(
+            f"guidance {guidance:g}: expected a teacher with labels, got {run.name} without; drop --guidance"
+        )
+    if run.dropout == 0.0:
+        raise ValueError(
+            f"guidance {guidance:g}: expected a teacher that also learned without labels, but {run.name} was "
+            f"trained without label dropout; train one with saltus run {run.recipe}-{FLOW} --dropout 0.1"
+        )
+
+
+def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
+    """What the student learns: the teacher's flow, judged by its own recipe too where that is known."""
+    spec, options = teacher.run.spec, teacher.place / OPTIONS
+    known = options.is_file()
+
+    def judge() -> Judge:
+        if known:
+            return experiment(str(options), []).system.judge()
+        return alone(ALONE, spec.classes)()
+
+    return System(teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge)

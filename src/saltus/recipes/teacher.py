@@ -1,0 +1,139 @@
+"""A finished run as a teacher, and what a student without data learns from: noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saltus.guidance import CFG
+from saltus.interpolants import Interpolant
+from saltus.legs import HEUN, Tableau
+from saltus.maps import NetworkMap
+from saltus.methods import Card, Sampler
+from saltus.recipes.model import ModelSpec
+from saltus.recipes.opened import Finished, open_run
+from saltus.samplers import integrate
+from saltus.streams import Streams
+from saltus.teachers import from_teacher, probe
+from saltus.teachers import teacher as on_path
+from saltus.tensors import full_like_rows, like
+from saltus.typing import Batch, Condition, Velocity
+
+__all__ = ["Interval", "Noise", "TeacherRun", "guided_between", "has_velocity", "open_teacher"]
+
+SOLVED = 64
+"""Heun steps of the ODE that says where a teacher sends noise."""
+PROBED = 32
+"""Rows that a teacher is asked about before training."""
+
+
+def has_velocity(card: Card) -> bool:
+    """Whether training fixed u_{t,t}, as every two-time method and flow matching do."""
+    return card.two_times or card.sampler is Sampler.ODE
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherRun:
+    """A finished run that teaches.
+
+    Attributes:
+        run: its map.
+        place: the run folder or the weights file.
+    """
+
+    run: Finished
+    place: Path
+
+    def velocity(self, onto: Interpolant) -> Velocity:
+        """Its velocity on a student's path."""
+        return on_path(self.run.model, self.run.interpolant, onto=onto)
+
+    def suits(self, spec: ModelSpec, onto: Interpolant) -> bool:
+        """Whether a network of this description can start as the teacher on this path."""
+        mine = self.run.spec
+        same = replace(spec, classes=mine.classes, heads=mine.heads, guidance=mine.guidance) == mine
+        return same and onto == self.run.interpolant
+
+    def start(self, student: NetworkMap) -> None:
+        """Give the student the teacher's weights, so that u_{s,t} = b_s."""
+        from_teacher(student, self.run.model)
+
+    def check(self, guided: bool = False) -> None:
+        """Raise a ValueError if its velocity is not finite or not of the samples' shape, or does not depend
+        on labels though it shall be guided."""
+        spec = self.run.spec
+        cond = None if spec.classes is None else Condition(label=torch.arange(PROBED) % spec.classes)
+        path = self.run.interpolant  # its sign and clock are known: a run of this package is in our times
+        b = self.run.model.velocity
+        probe(b, spec.shape, None, cond, interpolant=path, independent=False, guided=guided)
+
+    def sends(
+        self,
+        x0: Tensor,
+        onto: Interpolant,
+        cond: Condition | None,
+        steps: int = SOLVED,
+        tableau: Tableau = HEUN,
+    ) -> Tensor:
+        """Where its ODE sends states x0 at t = 0 of a student's path, [n, ...] -> [n, ...].
+
+        It is solved on the teacher's own path, whose noise is a multiple of the student's. A strength in
+        the condition guides it.
+        """
+        zero = full_like_rows(0.0, x0)
+        x = like(self.run.interpolant(zero).alpha / onto(zero).alpha, x0) * x0
+        b: Velocity = self.run.model.velocity
+        guided = cond is not None and cond.w is not None
+        return integrate(CFG(b) if guided else b, x, steps, tableau, cond)
+
+
+def open_teacher(place: Path) -> TeacherRun:
+    """The teacher of a run folder or weights file; it has a velocity, or a ValueError says why not."""
+    run = open_run(place)
+    if not has_velocity(run.method.card):
+        raise ValueError(
+            f"teacher {place}: expected a run that learned a velocity, got {run.name}, which learned only "
+            f"jumps to t = 1; train a teacher with saltus run {run.recipe}-flow_matching"
+        )
+    return TeacherRun(run, place.resolve())
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Batches without data: x0 ~ N(0, I), labels uniform over the classes.
+
+    >>> batch = Noise((2,), classes=3)(Streams(seed=0, index=torch.arange(4)))
+    >>> batch.x1 is None, batch.cond.label.shape
+    (True, torch.Size([4]))
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None = None
+
+    def __call__(self, rng: Streams) -> Batch:
+        label = None if self.classes is None else rng.integers("label", self.classes)
+        return Batch(rng.normal("x0", *self.shape), None, None if label is None else Condition(label=label))
+
+
+def guided_between(cond: Condition | None, interval: tuple[float, float] | None) -> Condition | None:
+    """The condition with guidance only between two times."""
+    if cond is None or cond.label is None or interval is None:
+        return cond
+    bounds = torch.tensor(interval, device=cond.label.device).expand(len(cond.label), 2)
+    return replace(cond, interval=bounds)
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """A source whose rows are guided only between two times."""
+
+    source: Callable[[Streams], Batch]
+    interval: tuple[float, float]
+
+    def __call__(self, rng: Streams) -> Batch:
+        batch = self.source(rng)
+        return replace(batch, cond=guided_between(batch.cond, self.interval))
