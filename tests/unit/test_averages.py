@@ -32,9 +32,26 @@ def test_schedules() -> None:
     root = InverseSqrt(hold=0.04, warmup=0.02)
     assert at(root, 0.01) == pytest.approx(0.5, rel=1e-15)
     assert [at(root, p) for p in (0.03, 0.04, 0.16, 0.64)] == pytest.approx([1.0, 1.0, 0.5, 0.25], rel=1e-14)
+    never = InverseSqrt.in_steps(steps=1000, hold=35_000)  # a run that ends before the fall
+    assert [at(never, p) for p in (0.0, 0.5, 0.999)] == [1.0, 1.0, 1.0]
     for wrong in (lambda: Constant(warmup=1.0), lambda: Cosine(floor=2.0), lambda: InverseSqrt(hold=0.0)):
         with pytest.raises(ValueError, match="expected"):
             wrong()
+
+
+def test_inverse_root_is_that_of_the_papers_at_every_step() -> None:
+    """arXiv 2505.18825: lr/sqrt(max(k/35000, 1)); arXiv 2312.02696 counts images, warm-up over 10 million."""
+    images, batch = 10e6, 2048
+    for steps in (20_000, 400_000):
+        plain = InverseSqrt.in_steps(steps, hold=35_000)
+        karras = InverseSqrt.in_steps(steps, hold=70_000, warmup=round(images / batch))
+        for k in (0, 1, 999, 4882, 4884, 34_999, 35_000, 35_001, 69_999, 140_000, 399_999):
+            if k >= steps:
+                continue
+            progress = torch.tensor(k / steps, dtype=torch.float64)
+            assert float(plain(progress)) == pytest.approx(1 / math.sqrt(max(k / 35_000, 1)), rel=1e-14)
+            rate = min(k * batch / images, 1) / math.sqrt(max(k * batch / (70_000 * batch), 1))
+            assert float(karras(progress)) == pytest.approx(rate, rel=1e-4)  # the warm-up in whole steps
 
 
 def test_average_of_weights_in_closed_form() -> None:

@@ -76,7 +76,11 @@ class EMA:
                 list(source.buffers()),
             )
         averages, weights, copies, buffers = self._lists
-        torch._foreach_lerp_(averages, weights, self._share(int(self.count)))
+        share = self._share(int(self.count))
+        if share == 1.0:  # a copy, also over weights that are not finite
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, share)
         if copies:
             torch._foreach_copy_(copies, buffers)
         self.count += 1
