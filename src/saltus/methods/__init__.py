@@ -30,6 +30,7 @@ class Need(Enum):
     TARGET = "EMA target"
     HEAD = "second head"
     CRITIC = "critic"
+    LABELS = "labels"
 
 
 class Sampler(Enum):

@@ -16,7 +16,7 @@ The last map is that of the teacher's Euler steps of length 1/cells at best.
 References:
     Boffi, Albergo and Vanden-Eijnden, "How to build a consistency model: learning flow maps via
     self-distillation", 2025, arXiv 2505.18825, eqs. (30), (31); "Flow map matching", 2024,
-    arXiv 2406.07507. Second-hand: the middle as the split, 16 cells, stages of equal length; in (31)
+    arXiv 2406.07507. Second-hand: the middle as the split, 16 cells, the lengths of the stages; in (31)
     the rows that hold the student, and tau doubling by stages where the paper lets it grow smoothly.
 """
 
@@ -46,8 +46,11 @@ CARD = Card(
     threshold=0.5,
     quick_threshold=1.0,
     bias="Euler steps of the teacher in the first stage: O(d) in their length d",
-    second_hand=("m the middle", "16 cells", "stages of equal length", "form of (31)"),
+    second_hand=("m the middle", "16 cells", "lengths of the stages", "form of (31)"),
 )
+
+FIRST = 3.0
+"""The share of the first stage, which learns the velocity, among shares of 1."""
 
 
 def pfmm(
@@ -98,6 +101,7 @@ def pfmm(
             assert isinstance(target, FlowMap)
             return jump(k, target)
 
-        return Stage(f"span {1 << k}/{cells}", build, produce={} if own else {"teacher": Freeze(student)})
+        share = FIRST if k == 1 else 1.0
+        return Stage(f"span {1 << k}/{cells}", build, share, {} if own else {"teacher": Freeze(student)})
 
     return Stages(tuple(stage(k) for k in range(1, count + 1)))

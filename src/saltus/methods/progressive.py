@@ -53,8 +53,11 @@ CARD = Card(
     quick_threshold=1.0,
     bias="Euler steps of the teacher in the first stage: O(d) in their length d",
     plain={"weight": Squared()},
-    second_hand=("N = 16",),
+    second_hand=("N = 16", "a first stage three times as long"),
 )
+
+FIRST = 3.0
+"""The share of the first stage: here the student need not start from its teacher."""
 
 
 def truncated_snr(interpolant: Interpolant) -> Callable[[Span], Tensor]:
@@ -106,9 +109,17 @@ def progressive(
             assert isinstance(target, FlowMap)
             times, split = Cells(steps), Midpoint()
             return Composition(
-                student, target, interpolant, coupling, times=times, split=split, weight=loss, guidance=guidance
+                student,
+                target,
+                interpolant,
+                coupling,
+                times=times,
+                split=split,
+                weight=loss,
+                guidance=guidance,
             )
 
-        return Stage(f"{steps} steps", build, 2.0 if steps <= 2 else 1.0, {"teacher": Freeze(student)})
+        share = FIRST if 2 * steps == cells else 2.0 if steps <= 2 else 1.0
+        return Stage(f"{steps} steps", build, share, {"teacher": Freeze(student)})
 
     return Stages(tuple(stage(last << k) for k in reversed(range(count))))

@@ -10,11 +10,22 @@ import difflib
 
 from torch import nn
 
+from saltus.nn.adapters import GuidanceAdapters
 from saltus.nn.dit import DiT
 from saltus.nn.mlp import MLP, ResidualMLP
 from saltus.nn.unet import UNet
 
-__all__ = ["BACKBONES", "MLP", "DiT", "Network", "ResidualMLP", "UNet", "build", "parameter_count"]
+__all__ = [
+    "BACKBONES",
+    "MLP",
+    "DiT",
+    "GuidanceAdapters",
+    "Network",
+    "ResidualMLP",
+    "UNet",
+    "build",
+    "parameter_count",
+]
 
 Network = MLP | ResidualMLP | UNet | DiT
 """Any backbone of the package."""

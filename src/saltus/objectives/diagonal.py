@@ -22,7 +22,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.times import Law, Uniform
+from saltus.times import Law, PairLaw, Uniform
 from saltus.typing import Batch, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
 
@@ -44,6 +44,8 @@ class Diagonal:
         weight: error -> loss.
         guidance: label dropout, strengths as an input of the network, or None.
         head: the name of a second head to train on the same velocity, or None.
+        nodes: where the states are those of trajectories, the law whose s the rows take instead of
+            ``times``, or None.
     """
 
     student: FlowMap
@@ -56,10 +58,12 @@ class Diagonal:
     weight: Weight = Squared()
     guidance: LabelDropout | GuidanceInput | None = None
     head: str | None = None
+    nodes: PairLaw | None = None
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The time t [B], stratified over the global batch, and the pairing."""
-        t = self.times(rng.stratified("t")).clamp(0.0, 1.0)
+        """The time t [B], stratified over the global batch or a node of its row's trajectory, and the
+        pairing."""
+        t = self.times(rng.stratified("t")).clamp(0.0, 1.0) if self.nodes is None else self.nodes(rng)[0]
         return {"t": t, **draw_pairing(self.coupling, self.guidance, batch, rng)}
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
