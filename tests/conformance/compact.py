@@ -13,6 +13,7 @@ from functools import partial
 
 import test_data_free as prior_only
 import test_distillation_equalities as distilled
+import test_distribution as matching
 import test_freeflow as free
 import test_method_equalities as equal
 import test_teachers_asked as asked
@@ -243,7 +244,7 @@ balances: tuple[Check, ...] = (
     free.test_the_balance_is_of_the_global_batch,
 )
 corrections: tuple[Check, ...] = (
-    partial(free.test_gradient_is_that_of_the_inverse_divergence, Linear(), 0.5),
+    partial(matching.test_gradient_is_that_of_the_inverse_divergence, Linear(), 0.5),
     free.test_the_correction_moves_the_student_alone_and_through_u_alone,
     free.test_the_critic_learns_on_samples_and_nobody_else_moves,
     free.test_noise_of_the_pairs_is_not_the_noise_of_the_samples,
@@ -271,8 +272,17 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "objectives.endpoint": formula("endpoint"),
     "objectives.distribution": corrections,
     "objectives.sum": (shares, *balances),
-    "slots": (guided, *formula("eulerian, warm"), *formula("diagonal, of")),
-    "guidance": (guided, free.test_guidance_of_the_teacher_is_for_its_interval),
+    "slots": (
+        guided,
+        *formula("eulerian, warm"),
+        *formula("diagonal, of"),
+        *formula("lagrangian, full, teacher"),
+    ),
+    "guidance": (
+        guided,
+        asked.test_auto_guidance_with_strengths_of_rows_is_that_with_a_fixed_one,
+        free.test_guidance_of_the_teacher_is_for_its_interval,
+    ),
     "legs": (stepped, *formula("eulerian, finite"), *formula("endpoint")),
     "states": (*formula("eulerian, target, data"),),
     "interpolants": (interpolants,),
@@ -337,5 +347,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         distilled.test_scd_has_the_gradient_of_the_official_loss,
         distilled.test_scd_in_its_plain_form_is_emd_to_the_end,
     ),
-    "methods.ctm": (distilled.test_ctm_is_the_paper_s_loss,),
+    "methods.ctm": (
+        distilled.test_ctm_is_the_paper_s_loss,
+        distilled.test_ctm_split_at_its_end_is_the_endpoint_loss,
+    ),
 }

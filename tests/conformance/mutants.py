@@ -246,7 +246,6 @@ OTHERS = (
 DISTILLATION = (
     ("objectives.composition", "cond) - state.x) / like(d, state.x)", "cond) + state.x) / like(d, state.x)"),
     ("objectives.composition", "cond) - state.x) / like(d, state.x)", "cond) - state.x)"),
-    ("objectives.composition", "no_grad():\n            wanted =", "enable_grad():\n            wanted ="),
     ("objectives.composition", "State(x + h * y)", "State(x - h * y)"),
     (
         "objectives.composition",
@@ -261,7 +260,7 @@ DISTILLATION = (
     (
         "objectives.composition",
         "return self.push(own, State(x + h * u)",
-        "return u - sg(u) + self.push(own, State(sg(x + h * u))",
+        "return u - u.detach() + self.push(own, State((x + h * u).detach())",
     ),
     ("slots", "self.velocity(state.x, t, cond)", "-self.velocity(state.x, t, cond)"),
     ("slots", "self.velocity(state.x, t, cond)", "self.velocity(state.x, 1.0 - t, cond)"),

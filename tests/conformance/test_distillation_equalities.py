@@ -25,6 +25,7 @@ from test_method_equalities import (
 from torch import Tensor, nn
 
 from saltus.autodiff import derivative
+from saltus.games import Follow, Game
 from saltus.interpolants import Trigonometric, path
 from saltus.legs import EULER, HEUN, Along, Jump
 from saltus.maps import EDM
@@ -54,6 +55,17 @@ def moving(target: Perturbed) -> Perturbed:
     """A moving average that is not the student any more."""
     target.c.data += 0.3
     return target
+
+
+def followed(game: Game, student: nn.Module, part: str) -> Seen:
+    """A part whose target is the copy of the student that the game moves."""
+    (move,) = game.moves
+    (follow,) = move.after
+    assert isinstance(follow, Follow) and follow.source is student and follow.target is not student
+    seen = parts(game)[part]
+    assert vars(seen.objective)["target"] is follow.target
+    assert not any(p.requires_grad for p in follow.target.parameters())
+    return seen
 
 
 def on(seen: Seen, other: Objective, of: str) -> Tensor:
@@ -169,7 +181,7 @@ def test_consistency_distillation_is_the_distance_of_two_jumps() -> None:
     """| f(x_s) - sg f'(Heun step to the next level) |^2 on 17 cells of sigma^(1/7) from 80 to 0.002."""
     student = EDM(Net(), sigma_data=0.7)
     game = consistency_distillation(student, teacher=B)
-    seen = parts(game)["all"]
+    seen = followed(game, student, "all")
     x, _, s, _ = drawn(seen)
     (high, low), sigma = (80 ** (1 / 7), 0.002 ** (1 / 7)), (1.0 - s) / s
     place = (sigma ** (1 / 7) - high) / (low - high) + 1 / 17
@@ -264,9 +276,8 @@ def test_ctm_is_the_paper_s_loss() -> None:
     """| G'(G(x, s -> t), t -> 1) - G'(G'(solver(x, s -> m), m -> t), t -> 1) |^2, its gradient through the
     first G'."""
     student = EDM(Net(), sigma_data=0.7)
-    found = parts(ctm(student, teacher=B, solver_steps=3, matching=0.7))
-    assert list(found) == ["diagonal", "composition"]
-    seen, match = found["composition"], found["diagonal"]
+    game = ctm(student, teacher=B, solver_steps=3, matching=0.7)
+    seen, match = followed(game, student, "composition"), parts(game)["diagonal"]
     x, _, s, t = drawn(seen)
     target = seen.objective.target  # type: ignore[attr-defined]
     for p in target.parameters():
