@@ -18,6 +18,7 @@ from saltus.weights import (
     Squared,
     TangentNormalised,
     Weight,
+    slope,
 )
 
 ERROR = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3.0
@@ -170,3 +171,33 @@ def test_losses_are_per_row_and_never_in_half_precision(name: str) -> None:
 def test_a_term_without_rows_has_no_losses(name: str) -> None:
     empty = torch.zeros(0)
     assert EVERY[name](torch.zeros(0, 2, 3), Span(empty, empty, empty)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        Squared(),
+        PseudoHuber(0.3),
+        AdaptivePower(0.75, 1e-2),
+        AdaptivePower(1.0, 0.5, per_dimension=True),
+        TangentNormalised(0.1),
+        Scaled(PseudoHuber(0.2), lambda span: 1.0 + span.s, lambda span: span.t),
+        InStates(Squared()),
+        LearnedLogVariance(AdaptivePower(0.5)).double(),
+    ],
+    ids=lambda w: type(w).__name__,
+)
+def test_slope_is_the_norm_of_the_gradient_in_the_error(weight: Weight) -> None:
+    """Of every weight, a constant, and 0 where the error is."""
+    _, grad = value_and_gradient(weight)
+    found = slope(weight, ERROR.clone().requires_grad_(), SPAN)
+    assert not found.requires_grad
+    assert torch.allclose(found, grad.flatten(1).norm(dim=1), rtol=1e-12)
+    assert float(slope(weight, 0.0 * ERROR, SPAN).abs().max()) == 0.0
+
+
+def test_adaptive_power_per_dimension_divides_by_the_mean_square() -> None:
+    value, grad = value_and_gradient(AdaptivePower(0.75, 0.2, per_dimension=True))
+    size = (SQUARE / 6.0 + 0.2) ** 0.75
+    assert torch.allclose(value, SQUARE / size, rtol=1e-13)
+    assert torch.allclose(grad, 2.0 * ERROR / rows(size), rtol=1e-13)
