@@ -36,6 +36,11 @@ def check(made: Experiment) -> Experiment:
     if made.dropped > 0.0 and system.classes is None:
         raise ValueError(f"dropout {made.dropped:g}: it needs labels, but {system.name} has none here")
     if guidance is None:
+        if Need.LABELS in method.card.needs:
+            raise ValueError(
+                f"method {method.name}: it learns guidance, so expected labels and a largest strength, got "
+                "none; give --guidance 4, say"
+            )
         if made.interval is not None:
             raise ValueError("guidance interval: expected --guidance with it, got none; give a strength")
         return made

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tyro import conf
 
-from saltus.methods import Sampler, discover, load
+from saltus.methods import Need, Sampler, discover, load
 from saltus.recipes.assemble import assemble, train
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import check_file
@@ -109,7 +109,7 @@ def hold(
     velocity. On the reference mixture the exit status is 1 if a mean is above its method's threshold.
 
     Args:
-        methods: Which; all by default.
+        methods: Which; by default all but those that learn guidance, for no labels are used here.
         seeds: One training each.
         steps: Optimiser steps.
         lr: Learning rate at the start; it falls along a cosine.
@@ -118,7 +118,8 @@ def hold(
             runs/bench-PROBLEM.jsonl.
         markdown: Print the table as GitHub-flavoured Markdown.
     """
-    names = [load(n).name for n in methods] or list(discover())
+    usual = [n for n, m in discover().items() if Need.LABELS not in m.card.needs]  # none are used here
+    names = [load(n).name for n in methods] or usual
     if not seeds:
         raise ValueError("seeds: expected at least one, got none; three are usual: --seeds 0 1 2")
     out, batch = out or Path(f"runs/bench-{problem.name}.jsonl"), batch or problem.batch
