@@ -112,6 +112,10 @@ class AutoGuidance:
     weak: Velocity
     w: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.w is not None:
+            _check("guidance strength w", self.w)
+
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         w: float | Tensor | None = self.w
         if w is None:
@@ -153,6 +157,11 @@ class GuidanceInput:
 
     high: float = 4.0
     group: int = 1
+
+    def __post_init__(self) -> None:
+        _check("highest guidance strength", self.high, 1.0)
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
+            raise ValueError(f"group: expected a whole number of samples, at least 1, got {self.group!r}")
 
     def draw(self, rng: Streams) -> Tensor:
         """w, [B]."""

@@ -73,7 +73,7 @@ def convert(
     return (like(of_x, x) * x + like(of_value, x) * value).to(upcast(x).dtype)
 
 
-def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: int = 80) -> Tensor:
+def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: int = 64) -> Tensor:
     """The time of ``other`` with the signal-to-noise ratio that ``given`` has at t.
 
     Solves beta'(tau) alpha(t) = alpha'(tau) beta(t) by bisection in float64, division-free, so that
@@ -90,8 +90,13 @@ def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: i
     tau = 0.5 * (low + high)
     # bisection has no derivative: this adds that of the implicit function, and the value 0
     m = other(tau)
-    gap, slope = m.beta * c.alpha - m.alpha * c.beta, m.dbeta * c.alpha - m.dalpha * c.beta
-    return (tau - (gap - sg(gap)) / sg(slope)).to(t)
+    gap, slope = m.beta * c.alpha - m.alpha * c.beta, sg(m.dbeta * c.alpha - m.dalpha * c.beta)
+    slope = torch.where(slope == 0.0, torch.ones_like(slope), slope)  # 0 beyond the end of a constant beta
+    return (tau - (gap - sg(gap)) / slope).to(t)
+
+
+_MOST_GAIN = 1e6
+"""By how much at most a prediction's error may be multiplied; beyond it, rounding is all that is left."""
 
 
 def means(
@@ -150,9 +155,10 @@ class Converted:
                 f"between: expected two times with 0 <= low < high <= 1, got ({low}, {high}); t = 0 is noise"
             )
         ends = torch.tensor([low, high]).double()  # in float32 first, as most models are asked
-        x = torch.ones(2, dtype=torch.float64)
-        x0, x1 = means(x, x, ends, self.interpolant, self.have)
-        silent = [not bool(v) for v in torch.isfinite(x0) & torch.isfinite(x1)]
+        one, none = torch.ones_like(ends), torch.zeros_like(ends)
+        pairs = [means(*of, ends, self.interpolant, self.have) for of in ((one, none), (none, one))]
+        gains = torch.stack([g for pair in pairs for g in pair])  # of the prediction and of the state
+        silent = [not bool(fine) for fine in (gains.abs() < _MOST_GAIN).all(dim=0)]  # NaN is not below it
         if any(silent):
             safe = (max(low, 1e-3) if silent[0] else low, min(high, 1.0 - 1e-3) if silent[1] else high)
             raise ValueError(

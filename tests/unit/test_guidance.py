@@ -128,3 +128,44 @@ def test_guidance_as_an_input_is_uniform_between_1_and_its_highest() -> None:
     cond = rule.apply(Condition(label=LABEL, null=LABEL == 1), w[:8])
     assert cond.w is not None and torch.equal(cond.w, w[:8])
     assert cond.label is LABEL and cond.null is not None
+
+
+def test_one_teacher_may_be_guided_on_two_intervals() -> None:
+    """A fixed interval replaces the rows' own, at fixed strength and at each row's."""
+    own = Condition(label=LABEL, interval=torch.tensor([[0.0, 0.2]]).repeat(8, 1), w=torch.full((8,), 4.0))
+    for start, end in ((0.3, 0.6), (0.0, 1.0), (0.5, 0.5)):
+        inside = ((T >= start) & (T <= end))[:, None]
+        want = torch.where(inside, FREE + 4.0 * (OWN - FREE), OWN)
+        for cfg in (CFG(MIXTURE, 4.0, interval=(start, end)), CFG(MIXTURE, interval=(start, end))):
+            assert torch.allclose(cfg(X, T, own), want, atol=1e-12)
+    assert torch.allclose(CFG(MIXTURE, 4.0)(X, T, COND), FREE + 4.0 * (OWN - FREE), atol=1e-12)
+
+
+@pytest.mark.parametrize("w", [True, math.nan, math.inf, "2", torch.tensor(2.0)])
+def test_a_strength_is_a_finite_number(w: float) -> None:
+    for build in (lambda: CFG(MIXTURE, w), lambda: AutoGuidance(MIXTURE, MIXTURE, w)):
+        with pytest.raises(ValueError, match="guidance strength w: expected a finite number, got"):
+            build()
+
+
+def test_an_interval_runs_forward() -> None:
+    with pytest.raises(ValueError, match=r"expected \(start, end\) with start <= end, got \(0.7, 0.2\)"):
+        CFG(MIXTURE, 2.0, interval=(0.7, 0.2))
+    for wrong in ((math.nan, 0.5), (0.1, math.nan), (False, True)):
+        with pytest.raises(ValueError, match="guidance interval, .*: expected a finite number"):
+            CFG(MIXTURE, 2.0, interval=wrong)
+
+
+def test_rates_and_ranges_have_bounds() -> None:
+    for rate in (2.0, -0.1, math.nan, True):
+        with pytest.raises(ValueError, match="rate of label dropout: expected a"):
+            LabelDropout(rate)
+    for high in (0.5, math.inf, math.nan, True):
+        with pytest.raises(ValueError, match="highest guidance strength: expected a"):
+            GuidanceInput(high)
+    for group in (0, 1.5, True):
+        with pytest.raises(ValueError, match="group: expected a whole number of samples"):
+            GuidanceInput(2.0, group)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected a number from 0 to 1, got 2.0"):
+        LabelDropout(2.0)
+    assert (LabelDropout(0.0).rate, LabelDropout(1).rate, GuidanceInput(1).high) == (0.0, 1, 1)

@@ -9,8 +9,10 @@ sampler            samples                     one step from s to t
 :func:`renoise`    a flow map, or one to t=1   a jump ahead, then fresh noise back to t
 =================  ==========================  ================================================
 
-All take a grid of times or a number of equal steps, and return the last state, or with
-``record=True`` the whole :class:`Trajectory`. All run under ``torch.no_grad``: to differentiate
+:func:`best_of` searches the prior with the third one for the noise that a reward likes best.
+
+The four take a grid of times or a number of equal steps, and return the last state, or with
+``record=True`` the whole :class:`Trajectory`. All five run under ``torch.no_grad``: to differentiate
 through a roll-out, compose the steps of :mod:`saltus.legs`.
 """
 
@@ -19,12 +21,16 @@ from saltus.samplers.grids import cosine, karras, uniform
 from saltus.samplers.jumps import jumps
 from saltus.samplers.ode import adaptive, integrate
 from saltus.samplers.renoise import renoise
+from saltus.samplers.search import Best, Reward, best_of
 from saltus.samplers.trajectory import Trajectory
 
 __all__ = [
+    "Best",
+    "Reward",
     "Trajectory",
     "adaptive",
     "batched",
+    "best_of",
     "cosine",
     "integrate",
     "jumps",

@@ -63,11 +63,11 @@ def teacher(
     """Any model as the Velocity of the student's path, exactly (:class:`saltus.predictions.Converted`).
 
     Noise says nothing of the data at t = 0, and a denoiser nothing of the noise at t = 1: such kinds
-    need a ``between`` that leaves the end out. Its error is of first order: for a noise model of the
+    need a ``between`` that leaves the end out. The bias is of first order: for an exact noise model of the
     reference mixture, asked on the line no earlier than t = 0.01, 0.001 or 0.0001, the velocity at t = 0
-    is off by 1.4, 0.14 or 0.014 % (root mean square), and after 64 steps the samples by 2e-5, 2e-7 or 2e-9.
-    But a network's own error is multiplied by beta_t^-1 there (alpha_t^-1 for a denoiser), so the smallest
-    ``low`` is not the best one; 0.001 to 0.01 suits networks.
+    is off by 1.7, 0.17 or 0.017 % (root mean square), and after 64 steps of Heun's method the samples by
+    2e-4, 2e-5 or 2e-6; for a denoiser and the other end, about the same. But a network's own error is
+    multiplied by 1/beta_t there (1/alpha_t for a denoiser), so the smallest ``low`` is not the best one.
 
     Args:
         model: (x, time, cond) -> prediction in the shape of x. A flow map, such as a finished run's, is
