@@ -46,7 +46,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=0.875, teacher=1.0),
     threshold=0.28,
-    quick_threshold=0.7,
+    quick_threshold=0.68,
     bias="a finite DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
     second_hand=("the loss", "d = 0.04", "an eighth of the rows at the boundary"),

@@ -37,7 +37,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, teacher=64.0),
     threshold=0.17,
-    quick_threshold=0.5,
+    quick_threshold=0.24,
     bias="the teacher's Heun steps: O(d^2)",
     second_hand=("pairs made on the way", "32 steps of Heun's method"),
 )

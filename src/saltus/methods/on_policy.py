@@ -38,9 +38,9 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live_jvp=1.0, stopped=1.0, teacher=1.0),
-    threshold=None,
-    quick_threshold=None,
-    second_hand=("the union of its parts", "half of the rows start at s = 0"),
+    threshold=0.28,
+    quick_threshold=0.34,
+    second_hand=("the union of its parts", "a quarter of the rows starts at s = 0"),
 )
 
 
@@ -58,7 +58,7 @@ def on_policy(
     interpolant: Interpolant = Linear(),
     identity: Identity = Identity.LAGRANGIAN,
     jumps: int = 1,
-    times: PairLaw = Started(Triangle(), 0.5),
+    times: PairLaw = Started(Triangle(), 0.25),
     gradient: Gradient | None = None,
     near: Derivative = Forward(),
     weight: Weight = Squared(),

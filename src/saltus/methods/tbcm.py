@@ -53,7 +53,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped_jvp=1.0, teacher=1.0),
     threshold=0.28,
-    quick_threshold=0.7,
+    quick_threshold=1.29,
     plain={"weight": Squared(), "warm_up": None, "shift": 1.0},
     second_hand=("the node at s = 0", "the jitter", "length of the warm-up as a share of the run"),
 )
