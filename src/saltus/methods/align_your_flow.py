@@ -37,7 +37,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped_jvp=1.0, teacher=1.0),
     threshold=None,
-    quick_threshold=0.5,
+    quick_threshold=1.2,
     bias="the warm-up ends at r = 0.99, so 1 % of the derivative's part of the target is missing",
     plain={"weight": Squared(), "warm_up": None},
     second_hand=("constants from a re-implementation", "H as a share of the run", "sqrt(D) beside c"),

@@ -40,7 +40,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=2.0),
     threshold=0.28,
-    quick_threshold=0.6,
+    quick_threshold=0.89,
     bias="a Heun step of the teacher: O(d^2)",
     plain={"decay": 0.95},
     second_hand=("18 levels and the decay of the moving average, from memory of the paper's tables",),

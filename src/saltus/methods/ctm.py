@@ -46,7 +46,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=2.0, stopped=3.0, teacher=8.0),
     threshold=0.28,
-    quick_threshold=0.6,
+    quick_threshold=0.41,
     bias="Heun steps of the teacher over a leg of any length: O(d^2) in the length d of a step",
     plain={"decay": 0.95},
     second_hand=("a fixed number of solver steps", "a fixed lambda"),

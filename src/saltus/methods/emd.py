@@ -42,7 +42,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live_jvp=1.0, teacher=1.0),
     threshold=0.28,
-    quick_threshold=0.5,
+    quick_threshold=0.37,
 )
 
 

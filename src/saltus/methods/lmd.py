@@ -8,7 +8,8 @@ derivative in time is one too, and the loss is a regression,
 
     | u_{s,t}(I_s) - sg( b_t(X_{s,t}(I_s)) - (t-s) d_t u_{s,t}(I_s) ) |^2,
 
-which costs a stopped derivative and nothing of the teacher's memory.
+which keeps nothing of the teacher's memory either. TIME is the default: any callable can be the teacher,
+no pass back through it is needed, and the residual is still acted on from u and from its slope.
 
 There is no diagonal part: at s = t the loss is | u_{s,s} - b_s |^2 without noise, and short jumps, of which
 the triangle has the most, learn it by themselves.
@@ -44,7 +45,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live_jvp=1.0, teacher=1.0),
     threshold=0.28,
-    quick_threshold=0.5,
+    quick_threshold=0.36,
 )
 
 

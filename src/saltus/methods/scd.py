@@ -43,7 +43,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped_jvp=1.0, teacher=1.0),
     threshold=0.28,
-    quick_threshold=0.5,
+    quick_threshold=0.45,
     plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None, "mean": -1.0},
     second_hand=("length of the warm-up as a share of the run", "the warm-up's form before it ends"),
 )
