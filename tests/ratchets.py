@@ -108,15 +108,30 @@ def import_cycles(sources: Sequence[Source]) -> Iterator[str]:
 
 
 def _uses(source: Source, names: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Lines that import one of the dotted names, or write it out as attributes."""
+    """Lines that import one of the dotted names, or write it out as attributes, by an alias too."""
 
     def hit(dotted: str) -> bool:
         return any(dotted == n or dotted.startswith(n + ".") for n in names)
 
     yield from ((i.line, i.target) for i in imports(source) if hit(i.target))
+    aliases = _aliases(source.tree)
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in names:
-            yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Attribute):
+            head, _, rest = ast.unparse(node).partition(".")
+            dotted = f"{aliases.get(head, head)}.{rest}"
+            if dotted in names:
+                yield node.lineno, dotted
+
+
+def _aliases(tree: ast.AST) -> dict[str, str]:
+    """Local name -> what it was imported as another name for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.asname: a.name for a in node.names if a.asname}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
 
 
 def forward_mode(sources: Sequence[Source]) -> Iterator[str]:
@@ -178,18 +193,29 @@ def dynamic_attributes(sources: Sequence[Source]) -> Iterator[str]:
                 yield f"{source.module}:{node.lineno} uses {node.id}: give the object a type"
 
 
+UNTRUSTED = (
+    *("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"),
+    *("torch.load", "torch.save", "torch.serialization", "torch.jit.load", "torch.package", "torch.hub"),
+    *("torch.distributed.checkpoint.FileSystemReader", "torch.distributed.checkpoint.filesystem"),
+    *("torch.distributed.checkpoint.format_utils", "torch.distributed.checkpoint.DefaultLoadPlanner"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all"),
+    *("builtins.eval", "builtins.exec", "numpy.lib.format.read_array"),
+)
+"""What runs or unpickles what it reads; the default reader and planner of sharded checkpoints unpickle."""
+
+
 def untrusted_code(sources: Sequence[Source]) -> Iterator[str]:
-    """Nothing that is read can run: no pickle in any guise, no eval, no unsafe YAML."""
-    names = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
-    dotted = ("torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "torch.hub.load")
+    """Nothing that is read can run: no pickle in any guise, no eval, no exec, no unsafe YAML."""
+    safe = {"allow_pickle": "False", "weights_only": "True"}
     for source in sources:
-        for line, name in _uses(source, (*names, *dotted)):
+        for line, name in _uses(source, UNTRUSTED):
             yield f"{source.module}:{line} uses {name}: weights are safetensors, options are JSON"
         for node in ast.walk(source.tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
-                yield f"{source.module}:{node.lineno} calls {ast.unparse(node.func)}"
-            if isinstance(node, ast.keyword) and ast.unparse(node) == "allow_pickle=True":
-                yield f"{source.module}:{node.lineno} allows pickles"
+            if isinstance(node, ast.Name) and node.id in ("eval", "exec", "__import__"):
+                yield f"{source.module}:{node.lineno} uses {node.id}"
+        for k in (n for n in ast.walk(source.tree) if isinstance(n, ast.keyword)):
+            if k.arg in safe and ast.unparse(k.value) != safe[k.arg]:
+                yield f"{source.module}:{k.value.lineno} passes {ast.unparse(k)}"
 
 
 def _fields(tree: ast.AST) -> Iterator[tuple[ast.ClassDef, ast.AnnAssign, str]]:

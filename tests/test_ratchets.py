@@ -130,9 +130,27 @@ BREAKS: dict[str, tuple[Rule, list[Source]]] = {
         ratchets.untrusted_code,
         [file("saltus.training.state", "from torch import load")],
     ),
+    "torch.load by an alias": (
+        ratchets.untrusted_code,
+        [file("saltus.training.state", "import torch as t\nt.load(path)")],
+    ),
+    "pickle by an alias": (ratchets.untrusted_code, [file("saltus.cli", "import pickle as p\np.loads(b)")]),
+    "the reader of torch that unpickles": (
+        ratchets.untrusted_code,
+        [file("saltus.training", "from torch.distributed import checkpoint as d\nd.FileSystemReader(p)")],
+    ),
     "eval": (ratchets.untrusted_code, [file("saltus.cli", "eval(text)")]),
+    "eval passed on": (ratchets.untrusted_code, [file("saltus.cli", "map(eval, texts)")]),
+    "eval written out": (ratchets.untrusted_code, [file("saltus.cli", "import builtins as b\nb.eval(x)")]),
+    "exec": (ratchets.untrusted_code, [file("saltus.cli", "exec(text)")]),
     "yaml": (ratchets.untrusted_code, [file("saltus.cli", "yaml.load(text)")]),
+    "yaml by name": (ratchets.untrusted_code, [file("saltus.cli", "from yaml import load as read")]),
     "pickled arrays": (ratchets.untrusted_code, [file("saltus.data", "np.load(p, allow_pickle=True)")]),
+    "pickled arrays by a variable": (
+        ratchets.untrusted_code,
+        [file("saltus.data", "np.load(p, allow_pickle=trust)")],
+    ),
+    "not weights only": (ratchets.untrusted_code, [file("saltus.cli", "read(p, weights_only=False)")]),
     "dead field of an objective": (
         ratchets.dead_options,
         [file("saltus.objectives.a", OPTION), file("saltus.maps", "a.size")],
