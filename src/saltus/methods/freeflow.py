@@ -22,7 +22,7 @@ it samples in one step from the prior. Student and critic should start from the 
 can; ``share=0``, the correction alone, must.
 
 References:
-    "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (7)-(11) (k = 1, 75 % of the rows
+    Tong et al., "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (7)-(11) (k = 1, 75 % of the rows
     for prediction, levels logit-normal with location 0.8 towards noise, guidance of the correction cut at
     noise levels above 0.7). In that paper t = 1 is noise; u points from noise to data as ours does.
 """
@@ -44,7 +44,7 @@ from saltus.weights import AdaptivePower, Squared, Weight
 
 PREDICTION = Card(
     title="FreeFlow, prediction alone",
-    paper="Flow map distillation without data 2025, arXiv 2511.19428",
+    paper="Tong et al. 2025, arXiv 2511.19428",
     needs=frozenset({Need.TEACHER, Need.JVP}),
     sampler=Sampler.JUMPS,
     steps=(1,),
@@ -58,7 +58,7 @@ PREDICTION = Card(
 
 CARD = Card(
     title="FreeFlow",
-    paper="Flow map distillation without data 2025, arXiv 2511.19428",
+    paper="Tong et al. 2025, arXiv 2511.19428",
     needs=frozenset({Need.TEACHER, Need.CRITIC, Need.JVP}),
     sampler=Sampler.JUMPS,
     steps=(1,),
@@ -72,7 +72,7 @@ CARD = Card(
         "c in the weight",
         "s.d. 1 of the levels' logit-normal",
         "the balance takes the prediction's gradient after its weight",
-        "the critic moves once a step, on its own batch size and learning rate of the student's",
+        "the critic moves once a step, at the student's batch size and learning rate",
         "the critic's levels, uniform here",
     ),
 )

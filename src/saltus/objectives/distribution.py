@@ -20,7 +20,7 @@ level, Scaled(Squared(), factor=...), restores it or makes it another paper's: t
 differences (Diff-Instruct, variational score distillation, DMD without its normaliser).
 
 References:
-    FreeFlow: "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (10), (11).
+    Tong et al., "Flow map distillation without data" (FreeFlow), 2025, arXiv 2511.19428, eqs. (10), (11).
     Luo et al., "Diff-Instruct", 2023, arXiv 2305.18455; Wang et al., "ProlificDreamer", 2023,
     arXiv 2305.16213; Yin et al., "One-step diffusion with distribution matching distillation", 2023,
     arXiv 2311.18828.
