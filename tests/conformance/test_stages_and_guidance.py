@@ -14,8 +14,10 @@ from torch import Tensor
 
 from saltus.exact import reference_mixture
 from saltus.games import Stages, as_game
-from saltus.guidance import CFG
-from saltus.legs import HEUN
+from saltus.guidance import CFG, GuidanceInput, LabelDropout
+from saltus.identities import in_end
+from saltus.interpolants import Trigonometric
+from saltus.legs import EULER, HEUN
 from saltus.maps import AverageVelocity, EulerMap, NetworkMap
 from saltus.methods import load
 from saltus.methods.progressive import truncated_snr
@@ -25,8 +27,8 @@ from saltus.samplers import integrate
 from saltus.streams import Streams
 from saltus.tensors import like
 from saltus.training import AdamW, Cosine, fit, initialised
-from saltus.typing import Batch, Condition, Draws, Objective
-from saltus.weights import Span
+from saltus.typing import Batch, Condition, Draws, Objective, Velocity
+from saltus.weights import Span, Squared
 
 PROGRESSIVE = ("progressive", "pfmm")
 
@@ -124,13 +126,12 @@ def test_progressive_stops_where_it_is_told_and_refuses_other_counts() -> None:
 def test_truncated_snr_is_the_squared_error_of_the_data_estimate() -> None:
     """max(SNR, 1) |dx1|^2, where dx1 moves the DDIM step's end by h e; by solving for it on two paths."""
     s, t = torch.tensor([0.1, 0.4, 0.7]).double(), torch.tensor([0.3, 0.9, 1.0]).double()
-    for system in (gaussian(), gaussian(load("scm").build.__kwdefaults__["interpolant"])):
+    for system in (gaussian(), gaussian(Trigonometric())):
         a, b = system.interpolant(s), system.interpolant(t)
         # x_t = (alpha_t/alpha_s) x_s + (beta_t - alpha_t beta_s/alpha_s) x1
         moved = (t - s) / (b.beta - b.alpha * a.beta / a.alpha)
         snr = (a.beta / a.alpha).square()
         want = torch.clamp(snr, min=1.0) * moved.square()
-        # the paper's loss is in units where noise and data have coefficients of one square sum: a constant of s
         assert torch.allclose(truncated_snr(system.interpolant)(Span(s, t)), want, rtol=1e-12)
 
 
@@ -186,7 +187,7 @@ def test_the_target_is_the_guided_velocity_of_the_row(method: str) -> None:
     t, w = draws["t"], draws["guidance"]
     assert isinstance(t, Tensor) and isinstance(w, Tensor) and batch.cond is not None
     label = batch.cond.label
-    assert 1.0 <= float(w.min()) and 4.5 < float(w.max()) <= 5.0
+    assert 1.0 <= float(w.min()) and 3.0 < float(w.max()) <= 5.0
 
     def guided(x: Tensor, t: Tensor, rows: slice = slice(None)) -> Tensor:
         assert label is not None
@@ -248,7 +249,7 @@ def test_adapters_of_every_backbone_start_as_it_and_are_zero_without_guidance(na
                 p.normal_(generator=torch.Generator().manual_seed(len(n)))
     moved = net(x, s, t, strong).u
     assert torch.equal(net(x, s, t, cond).u, plain), "without a strength"
-    change = (moved - plain).flatten(1).norm(dim=1)
+    change = (moved - plain).detach().flatten(1).norm(dim=1)
     assert float(change[0]) < 1e-12 and float(change[1:].min()) > 1e-3, "row by row: none at w = 1"
     alone = net(x[2:3], s[2:3], t[2:3], strong.rows(torch.tensor([2]))).u
     assert torch.allclose(alone[0], moved[2], rtol=1e-10), "each row has its own strength"
@@ -256,8 +257,6 @@ def test_adapters_of_every_backbone_start_as_it_and_are_zero_without_guidance(na
 
 def test_derivatives_pass_through_adapters() -> None:
     """Forward mode in t against central differences, and the gradient of a loss on it, in float64."""
-    from saltus.identities import in_end
-
     net = initialised(1, lambda: GuidanceAdapters(labelled_net(guidance=False), rank=2)).double()
     with torch.no_grad():
         for k, p in enumerate(net.parameters()):
@@ -303,3 +302,67 @@ def test_only_the_adapters_move() -> None:
     kept = {n.removeprefix("backbone."): v for n, v in net.state_dict().items()}
     assert all(torch.equal(kept[n], v) for n, v in base.state_dict().items())
     assert not torch.equal(net(x0, t, t, cond).u, base(x0, t, t, bare).u)
+
+
+# Against the guided teacher
+
+
+def velocity_error(student: NetworkMap, teacher: Velocity, w: float) -> tuple[float, float]:
+    """On the guided teacher's trajectories at 8 times: how far the student's velocity is from the guided one,
+    and how far the unguided one is."""
+    x, cond = asked(w)
+    square = torch.zeros(2).double()
+    bare = Condition(label=cond.label)
+    for k in range(8):
+        t = torch.full((COUNT,), k / 8)
+        guided = CFG(teacher)(x, t, cond)
+        square[0] += rms(student.velocity(x, t, cond), guided) ** 2 / 8
+        square[1] += rms(teacher(x, t, bare), guided) ** 2 / 8
+        x = integrate(CFG(teacher), x, torch.linspace(k / 8, (k + 1) / 8, 9), HEUN, cond)
+    return float(square[0].sqrt()), float(square[1].sqrt())
+
+
+@pytest.mark.slow
+def test_one_step_with_guidance_as_an_input_is_as_good_as_four_of_the_guided_teacher() -> None:
+    """A flow map of every strength at once: the distance of its one step from the exact guided end is at most
+    1.1 times that of the teacher's four Euler steps (eight network calls), at w = 1, 2 and 4."""
+    student = AverageVelocity(labelled_net())
+    trained(student, "lmd", 1000, 4e-3, guidance=GuidanceInput(4.0))
+    for w in STRENGTHS:
+        x0, cond = asked(w)
+        end, s = guided_end(x0, cond), torch.zeros(COUNT)
+        with torch.no_grad():
+            ours = rms(student(x0, s, torch.ones(COUNT), cond), end)
+        teacher = rms(integrate(CFG(LAW), x0, 4, EULER, cond), end)
+        print(f"w = {w:g}: one step {ours:.3f}, four of the teacher {teacher:.3f}")
+        assert ours <= 1.1 * teacher
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_guidance_as_an_input_learns_the_guided_velocity() -> None:
+    """On the guided trajectories: the error of the velocity, beside what guidance changes in it."""
+    with torch.enable_grad():
+        student = trained(AverageVelocity(labelled_net()), "guidance_input", 1000, 4e-3)
+    for w in STRENGTHS:
+        ours, change = velocity_error(student, LAW, w)
+        print(f"w = {w:g}: velocity error {ours:.3f}, guidance changes it by {change:.3f}")
+        assert ours <= (0.3 * change if w > 1.0 else 0.3)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_adapters_of_a_few_percent_learn_the_guided_velocity_of_their_own_network() -> None:
+    with torch.enable_grad():
+        base = AverageVelocity(labelled_net(guidance=False))
+        trained(base, "flow_matching", 600, 4e-3, dropout=LabelDropout(0.2))
+        net = initialised(1, lambda: GuidanceAdapters(base.backbone, rank=2))
+        student = AverageVelocity(net)
+        game = as_game(load("guidance_adapters").wired(student, teacher=base.velocity), student)
+        for _ in fit(game, source, steps=600, seed=0, batch=512, optimizer=AdamW(1e-2), schedule=Cosine()):
+            pass
+    for w in (2.0, 4.0):
+        ours, change = velocity_error(student, base.velocity, w)
+        print(f"w = {w:g}: velocity error {ours:.3f}, guidance changes it by {change:.3f}, {net.share:.3f}")
+        assert ours <= 0.5 * change
+    assert velocity_error(student, base.velocity, 1.0)[0] == 0.0

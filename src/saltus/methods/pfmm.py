@@ -43,8 +43,8 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, teacher=2.0),
-    threshold=0.5,
-    quick_threshold=1.0,
+    threshold=0.45,
+    quick_threshold=0.91,
     bias="Euler steps of the teacher in the first stage: O(d) in their length d",
     second_hand=("m the middle", "16 cells", "lengths of the stages", "form of (31)"),
 )
