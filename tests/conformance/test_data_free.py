@@ -15,10 +15,9 @@ from systems import Perturbed, System, first, gaussian, loss, mixture, pairs, st
 from test_where_gradients_flow import ROWS, difference, directions, gradient, students, sum_of
 from torch import Tensor, nn
 
-from saltus.data import ArrayData, Pairs
 from saltus.games import Game, as_game
 from saltus.interpolants import VP, Linear, Trigonometric
-from saltus.legs import HEUN, Slide
+from saltus.legs import Slide
 from saltus.maps import AverageVelocity
 from saltus.methods import Need, discover
 from saltus.methods.boot import InSignal, boot
@@ -27,8 +26,7 @@ from saltus.methods.on_policy import Identity, on_policy
 from saltus.methods.scm import balance, tangent
 from saltus.methods.tbcm import Balance, Tangent, tbcm
 from saltus.nn import MLP
-from saltus.objectives import Endpoint, Lagrangian
-from saltus.samplers import integrate
+from saltus.objectives import Lagrangian
 from saltus.slots import Teacher
 from saltus.states import PriorStates
 from saltus.streams import Streams
@@ -302,36 +300,6 @@ def test_tbcm_by_default_has_the_weight_of_scm() -> None:
     n = torch.sqrt(s.square() + (1.0 - s).square())
     value = TangentNormalised(0.1)(like(s * n, errors[0]) * errors[0], Span(s, t)) / (1.0 - s)
     assert torch.allclose(own(batch, draws)["eulerian"].value, value, atol=1e-9)
-
-
-# Stored pairs.
-
-
-def test_endpoint_on_stored_pairs_is_the_same_loss_without_a_teacher() -> None:
-    """And each pair costs the teacher's 2n calls once."""
-    system = gaussian()
-    student = Perturbed(system.exact, C)
-    asked = 0
-
-    def counted(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        nonlocal asked
-        asked += len(x)
-        return system.velocity(x, t)
-
-    x0 = streams(32).normal("x0", 2)
-    source = Pairs(x0, ArrayData(integrate(counted, x0, 8, HEUN), batch=16))
-    assert asked == 2 * 8 * 32
-    stored, online = Endpoint(student), endpoint(student, teacher=counted, solver_steps=8)
-    for step in range(4):
-        rng = replace(streams(16), step=step)
-        batch = source(rng)
-        batch = replace(batch, cond=Condition(label=torch.arange(16)))
-        before = asked
-        (mine,) = stored(batch, stored.draw(batch, rng)).values()
-        assert asked == before
-        (theirs,) = online(batch, online.draw(batch, rng)).values()
-        assert asked == before + 2 * 8 * 16
-        assert torch.allclose(mine.value, theirs.value, atol=1e-12)
 
 
 # No data, no teacher's gradient.
