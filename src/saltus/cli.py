@@ -55,7 +55,7 @@ COMMANDS = (
     Command("distill", "train a student: saltus distill TEACHER", "saltus.recipes.distill", "distill", True),
     Command("sample", "draw samples from a finished run", "saltus.recipes.finished", "sample"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
-    Command("compare", "one table and one plot for several runs", "saltus.recipes.finished", "compare"),
+    Command("compare", "one table and one plot for several runs", "saltus.recipes.compare", "compare"),
     Command("recipes", "list what can be trained", "saltus.recipes.lists", "recipes"),
     Command("methods", "list every method with its card", "saltus.recipes.lists", "methods"),
     Command("bench", "hold methods against an exact flow map", "saltus.recipes.bench", "bench", True),

@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Row", "Series", "density", "heat", "lines", "rows", "scatter", "tiles"]
+__all__ = ["Row", "Series", "check_matplotlib", "density", "heat", "lines", "rows", "scatter", "tiles"]
 
 T = TypeVar("T")
 
@@ -139,13 +139,20 @@ def density(points: Tensor, reach: float, bins: int = 96) -> Tensor:
     return torch.from_numpy(colour[:, :, ::-1].transpose(0, 2, 1).copy()).float() / 127.5 - 1.0
 
 
-def _figure(width: float, height: float) -> Figure:
+def check_matplotlib() -> None:
+    """Raise a ValueError that says how to install it, before anything is measured that would be drawn."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as missing:
         raise ValueError(
             "this picture needs matplotlib, which is not installed; pip install 'saltus[plots]'"
         ) from missing
+
+
+def _figure(width: float, height: float) -> Figure:
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 

@@ -41,8 +41,9 @@ class Table:
 
         out = sys.stdout if stream is None else stream
         console = Console(file=out, width=None if out.isatty() else 118, highlight=False)
-        title = Text(self.title, style="bold") if self.title else None
-        drawn = Drawn(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        if self.title:  # above, not in the table, which would fold it to its own width
+            console.print(Text(self.title, style="bold"))
+        drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
         for k, name in enumerate(self.columns):
             words = k == 0 or name in self.left
             whole = k == 0 or not words

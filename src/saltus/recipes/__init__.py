@@ -21,6 +21,8 @@ from typing import Any
 
 __all__ = ["Recipe", "discover", "load"]
 
+STUDENT = "STUDENT"
+"""What a recipe may hold besides: the training of methods that learn from a teacher."""
 CONSTANT = "RECIPE"
 """What marks a file as a recipe, and holds its summary."""
 
@@ -34,7 +36,14 @@ class Recipe:
 
     def function(self) -> Callable[..., Any]:
         """The recipe's function; importing it imports PyTorch."""
-        return vars(importlib.import_module(f"{__name__}.{self.name}"))[self.name]  # type: ignore[no-any-return]
+        return self._module()[self.name]  # type: ignore[no-any-return]
+
+    def student(self) -> Any:  # noqa: ANN401 - a Training, whose import needs PyTorch
+        """How a student of a teacher is trained by default, where that differs from the rest; else None."""
+        return self._module().get(STUDENT)
+
+    def _module(self) -> dict[str, Any]:
+        return vars(importlib.import_module(f"{__name__}.{self.name}"))
 
 
 def _summary(path: Path) -> str | None:
@@ -69,7 +78,11 @@ def load(name: str) -> tuple[Recipe, str | None]:
     ('digits', 'mean_flow')
     """
     found = discover()
-    system, _, method = name.partition("-")
+    system, dash, method = name.partition("-")
+    if system in found and dash and not method:
+        raise ValueError(
+            f"recipe {name!r}: expected a method after the dash, for instance {system}-lsd, or {system} alone"
+        )
     if system in found:
         return found[system], method or None
     near = difflib.get_close_matches(system, found, n=3, cutoff=0.5) or sorted(found)

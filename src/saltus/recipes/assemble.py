@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,8 @@ __all__ = ["assemble", "check", "train"]
 
 FLOW = "flow_matching"
 """The method that trains a teacher where a run needs one of its own."""
+ADAPTERS = "guidance_adapters"
+"""The method whose student is no network of a recipe's."""
 
 
 def check(made: Experiment) -> Experiment:
@@ -35,6 +37,11 @@ def check(made: Experiment) -> Experiment:
         raise ValueError(f"dropout {made.dropped:g}: {method.name} does not drop labels; flow_matching does")
     if made.dropped > 0.0 and system.classes is None:
         raise ValueError(f"dropout {made.dropped:g}: it needs labels, but {system.name} has none here")
+    if method.name == ADAPTERS:
+        raise ValueError(
+            f"method {method.name}: it trains adapters beside a network, which saltus.nn.GuidanceAdapters "
+            "makes in Python; guidance_input learns the same with the network itself"
+        )
     if guidance is None:
         if Need.LABELS in method.card.needs:
             raise ValueError(
@@ -91,16 +98,16 @@ def assemble(
     guidance: float | None = None,
     jump_weight: float = 1.0,
     dropout: float | None = None,
-    teacher_steps: int | None = None,
+    lesson: Training | None = None,
 ) -> Experiment:
     """Put the parts together, or say which do not fit.
 
-    With ``teacher_steps`` a method that needs a teacher gets one that is trained first, unless the system has
-    an exact velocity.
+    A method that needs a teacher, where the system has no exact velocity, gets one that is trained first as
+    ``lesson`` says.
     """
     found = load_method(method)
     exact = Need.TEACHER not in found.card.needs or system.velocity is not None
-    if not exact and teacher_steps is None:
+    if not exact and lesson is None:
         raise ValueError(
             f"method {found.name}: it needs a teacher, and {system.name} has none of its own; "
             f"use saltus distill RUN --method {found.name}"
@@ -120,9 +127,8 @@ def assemble(
     resolved = {**asdict(network), "parametrisation": parametrisation}
     own = {**own, "plain": plain}
     first = None
-    if not exact:
+    if not exact and lesson is not None:
         rate = DROPOUT if system.classes is not None else None
-        lesson = replace(training, steps=teacher_steps or 0)
         alone = {key: value for key, value in own.items() if key in ("labels",)}
         alone |= {"dropout": rate} if rate is not None else {}
         first = assemble(system, FLOW, plain, network, lesson, output, alone, dropout=rate)

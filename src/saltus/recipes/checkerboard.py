@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def checkerboard(
     Args:
         method: Any method that saltus methods lists.
         plain: Take the method's squared-error form, whose fixed point is the exact map.
-        teacher_steps: Steps for the teacher that methods which need one are given first.
+        teacher_steps: For methods that need a teacher: steps that train it first.
         network: The network.
         training: How it is trained.
         output: Where results go.
@@ -68,4 +69,5 @@ def checkerboard(
     printed = {k: {"KL": v} for k, v in zip(COUNTS, PUBLISHED.get(method, ()), strict=False)}
     system = planar("checkerboard", data, 1.0, None, divergence, 64_000, COUNTS, printed)
     own: dict[str, object] = {"teacher_steps": teacher_steps}
-    return assemble(system, method, plain, network, training, output, own, teacher_steps=teacher_steps)
+    lesson = replace(training, steps=teacher_steps)
+    return assemble(system, method, plain, network, training, output, own, lesson=lesson)

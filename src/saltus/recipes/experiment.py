@@ -20,6 +20,7 @@ from saltus.recipes.options import Output, Training
 from saltus.recipes.parts import dropout_role, emphasised, interpolant_of
 from saltus.recipes.system import Judge, System
 from saltus.recipes.teacher import Interval, Noise, TeacherRun, open_teacher
+from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.teachers import teacher as on_path
 from saltus.training import AdamW, Cosine, Fit, Precision, fit, initialised
@@ -99,6 +100,14 @@ class Experiment:
         free = Noise(self.system.shape, self.system.classes)
         source = free if self.data_free else self.system.source
         return source if self.interval is None else Interval(source, self.interval)
+
+    def reference(self, rng: Streams) -> Batch:
+        """A batch that pictures hold a map against: data, or in their place a teacher's samples."""
+        if self.teacher is None:
+            return self.system.source(rng)
+        batch = Noise(self.system.shape, self.system.classes)(rng)
+        x0 = prior(rng.named("reference"), self.system.shape, self.interpolant)
+        return replace(batch, x1=self.teacher.sends(x0, self.interpolant, batch.cond))
 
     @property
     def dropped(self) -> float:

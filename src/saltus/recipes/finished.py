@@ -1,4 +1,4 @@
-"""``saltus sample``, ``evaluate`` and ``compare``: what can be done with finished runs."""
+"""``saltus sample`` and ``saltus evaluate``: what can be done with a finished run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from tyro import conf
 
 from saltus.maps import NetworkMap
-from saltus.plots import Series, lines
-from saltus.recipes.evaluate import OWN, Measured
+from saltus.plots import check_matplotlib
 from saltus.recipes.experiment import TEACHER, Experiment
-from saltus.recipes.folder import EVALUATION, OPTIONS, check_file, read_json, weights_of, whole
+from saltus.recipes.folder import OPTIONS, check_file, whole
 from saltus.recipes.opened import Finished, open_run
 from saltus.recipes.options import Flag
 from saltus.recipes.pictures import draw_all, logged
@@ -24,16 +23,14 @@ from saltus.recipes.run import record, show
 from saltus.recipes.sampling import check_steps, draw
 from saltus.recipes.show import picture, said, shown
 from saltus.recipes.system import asked
-from saltus.report import Cell, Table
 from saltus.samplers import batched, prior
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
 
-__all__ = ["compare", "evaluate", "sample"]
+__all__ = ["RunPath", "again", "check_out", "evaluate", "sample"]
 
 PICTURE, ARRAY = ".png", ".npy"
 RunPath = Annotated[Path, conf.arg(metavar="RUN")]
-RunPaths = Annotated[tuple[Path, ...], conf.arg(metavar="RUN RUN [RUN ...]", help_behavior_hint="(required)")]
 
 
 def sample(
@@ -73,7 +70,7 @@ def sample(
     if count < 1:
         raise ValueError(f"n: expected at least one sample, got {count}")
     path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}.png"
-    _check_out(path, (PICTURE, ARRAY))
+    check_out(path, (PICTURE, ARRAY))
     labels = _labels(done, label, count)
     parts = [(said(k), _draw(done, k, count, seed, labels, w)) for k in steps]
     with whole(path) as draft:
@@ -86,7 +83,8 @@ def sample(
     print(f"{len(parts)} × {count} samples of {done.name} at {', '.join(map(str, steps))} steps: {path}")
 
 
-def _check_out(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_out(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise a ValueError unless a file with one of the suffixes may be written to the path."""
     check_file(path, suffixes)
     if not path.parent.is_dir():
         raise ValueError(f"out {path}: expected an existing folder {path.parent}, found none; make it first")
@@ -133,76 +131,15 @@ def again(run: Path) -> tuple[Experiment, NetworkMap]:
     return dataclasses.replace(made, output=dataclasses.replace(made.output, out=run)), done.model
 
 
-def _system(run: Path) -> str:
-    """The name of the recipe of a finished run."""
-    weights_of(run)
-    return str(read_json(run / OPTIONS, "run options").get("recipe"))
-
-
-def _lines(run: Path) -> list[Measured]:
-    """The evaluation of a run, measured now if it is not there."""
-    if not (run / EVALUATION).is_file():
-        record(*again(run), run)
-    saved = read_json(run / EVALUATION, "evaluation")
-    try:
-        if not saved["lines"]:
-            raise KeyError("no lines")
-        return [Measured(**line) for line in saved["lines"]]
-    except (KeyError, TypeError) as wrong:
-        where = run / EVALUATION
-        raise ValueError(f"{where}: expected what saltus evaluate writes, got {wrong}; delete it") from wrong
-
-
 def evaluate(run: conf.Positional[RunPath]) -> None:
     """Measure a finished run against the truth, beside plain integration and fresh data, and draw it.
 
     Args:
         run: Run folder.
     """
+    check_matplotlib()
     made, model = again(run)
     logged(run)  # a damaged log is told before anything is measured
     show(made, record(made, model, run))
     for path in draw_all(made, model, run):
         print(f"picture  {path}")
-
-
-def compare(
-    runs: conf.Positional[RunPaths],
-    *,
-    out: Annotated[Path, conf.arg(metavar="FILE")] = Path("comparison.png"),
-) -> None:
-    """One table and one plot for several finished runs, by the sampler that each method allows.
-
-    examples:
-      saltus compare runs/mixture-lsd runs/mixture-mean_flow
-      saltus compare runs/digits-lsd runs/digits-ect --out digits.png
-
-    Args:
-        runs: Run folders, at least two, of one system.
-        out: The plot, a .png picture.
-    """
-    if len({run.resolve() for run in runs}) < max(2, len(runs)):
-        got = " ".join(map(str, runs)) or "none"
-        raise ValueError(f"compare: expected at least two run folders, all different, got {got}")
-    _check_out(out, (PICTURE,))
-    systems = sorted({_system(run) for run in runs})  # before anything is measured
-    if len(systems) > 1:
-        raise ValueError(f"compare: expected runs of one system, got {' and '.join(systems)}")
-    found = {str(run): [m for m in _lines(run) if m.group == OWN] for run in runs}
-    names = list(next(iter(found.values()))[0].figures)
-    distinct = len({Path(name).name for name in found}) == len(found)
-    rows: list[list[Cell]] = []
-    rules, panels = set(), {n: list[Series]() for n in names}
-    for name, measured in found.items():
-        rules.add(len(rows))
-        for k, m in enumerate(measured):
-            rows.append([name if k == 0 else "", m.label, *(m.figures.get(n) for n in names), m.ms])
-        for n in names:
-            points = [(m.steps, m.figures[n]) for m in measured if n in m.figures]
-            label = Path(name).name if distinct else name
-            panels[n].append(Series(label, [x for x, _ in points], [y for _, y in points]))
-    heads = ("run", "sampler", *names, "ms a sample")
-    Table(heads, rows, rules=frozenset(rules - {0}), left=frozenset({"sampler"})).show()
-    with whole(out) as draft:
-        lines(panels, draft, "steps", systems[0], doubling=True)
-    print(f"plot  {out}")

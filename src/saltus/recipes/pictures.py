@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +46,21 @@ def logged(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
     """
     try:
         rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        terms = {name: [row["terms"][name] for row in rows] for name in rows[0].get("terms", {})}
-        return [row["step"] for row in rows], terms or {"loss": [row["loss"] for row in rows]}
+        found = [_terms(row) for row in rows]
+        terms = {name: [t.get(name, math.nan) for t in found] for name in found[-1]}
+        return [row["step"] for row in rows], terms
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as wrong:
         raise ValueError(
             f"{folder / METRICS}: expected the log of a finished run, got {type(wrong).__name__}: {wrong}; "
             "train again"
         ) from wrong
+
+
+def _terms(row: dict[str, Any]) -> dict[str, float]:
+    """The terms of a logged step by name; of several players by "player/name"."""
+    if "moves" in row:
+        return {f"{who}/{n}": v for who, move in row["moves"].items() for n, v in move["terms"].items()}
+    return dict(row["terms"] or {"loss": row["loss"]})
 
 
 def _losses(made: Experiment, folder: Path) -> Path:
@@ -74,8 +84,9 @@ def _points(made: Experiment, model: NetworkMap, folder: Path) -> Path:
         panels[name] = draw(model, card, x0, k, None, rng, made.interpolant)
         if card.two_times:
             ways[name] = jumps(model, x0[:WAYS], k, record=True).states
-    panels["data"] = made.system.source(rng.named("picture")).data()
-    reach = 1.15 * float(panels["data"].abs().quantile(0.999))
+    name = "data" if made.teacher is None else "teacher"
+    panels[name] = made.reference(rng.named("picture")).data()
+    reach = 1.15 * float(panels[name].abs().quantile(0.999))
     where = folder / "points.png"
     scatter(panels, reach, where, made.name, ways)
     return where
@@ -83,7 +94,7 @@ def _points(made: Experiment, model: NetworkMap, folder: Path) -> Path:
 
 def _residuals(made: Experiment, model: NetworkMap, folder: Path) -> Path:
     """How far the map is from agreeing with its own velocity, over all s <= t."""
-    batch = made.system.source(Streams(made.training.seed, index=torch.arange(min(256, made.training.batch))))
+    batch = made.reference(Streams(made.training.seed, index=torch.arange(min(256, made.training.batch))))
     times = torch.linspace(0.0, 1.0, 11)
     states = torch.stack(
         [path(made.interpolant, batch.x0, batch.data(), full_like_rows(float(t), batch.x0))[0] for t in times]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro import conf
 
@@ -63,10 +63,15 @@ def _found(teacher: Path, options: Path) -> Path:
 
 
 def _recipe(name: str, recipe: Recipe, method: str | None, args: Sequence[str]) -> Experiment:
-    if method is not None:
-        load_method(method)  # a mistyped method is told before any option is
+    given = {} if method is None else {"method": method}
+    if method is None and "--method" in args[:-1]:
+        method = args[args.index("--method") + 1]
+    defaults: dict[str, Any] = given
+    if method is not None:  # a mistyped one is told before any option is
+        taught, student = Need.TEACHER in load_method(method).card.needs, recipe.student()
+        defaults = given | ({"training": student} if taught and student is not None else {})
     function = recipe.function()
-    named = function if method is None else partial(function, method=method)
+    named = partial(function, **defaults) if defaults else function
     made = parse(named, f"saltus run {name}", args)
     assert isinstance(made, Experiment)
     return made

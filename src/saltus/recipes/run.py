@@ -78,7 +78,8 @@ def carry_out(made: Experiment) -> int:
 def preview(made: Experiment) -> None:
     """Print what would run: the parts, the parameters and the time, measured over a few steps."""
     check_free(made.folder, made.output.overwrite)
-    print(f"would train {made.name} into {made.folder}/ (nothing is written now)")
+    print(f"would train {made.name} into {made.folder}/")
+    print("(nothing is written now)")
     if made.first is None:
         _preview(made)
         return

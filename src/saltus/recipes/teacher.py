@@ -69,7 +69,11 @@ class TeacherRun:
         cond = None if spec.classes is None else Condition(label=torch.arange(PROBED) % spec.classes)
         path = self.run.interpolant  # its sign and clock are known: a run of this package is in our times
         b = self.run.model.velocity
-        probe(b, spec.shape, None, cond, interpolant=path, independent=False, guided=guided)
+        try:
+            probe(b, spec.shape, None, cond, interpolant=path, independent=False, guided=guided)
+        except ValueError as wrong:
+            what = str(wrong).removeprefix("teacher: ").partition(";")[0]
+            raise ValueError(f"teacher {self.place}: {what}; train it again") from wrong
 
     def sends(
         self,
