@@ -320,7 +320,7 @@ def played(name: str) -> tuple[AverageVelocity, Asked, Game]:
     """The method's players, away from the initial state in which much is hidden."""
     method, teacher = METHODS[name], Asked()
     heads = ("v",) if Need.HEAD in method.card.needs else ()
-    student = AverageVelocity(MLP((2,), width=8, depth=1, heads=heads)).double()
+    student = AverageVelocity(MLP((2,), width=8, depth=1, classes=3, guidance=True, heads=heads)).double()
     for k, p in enumerate(student.parameters()):
         p.data = 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k), dtype=p.dtype)
     critic = deepcopy(student)
@@ -331,7 +331,8 @@ def played(name: str) -> tuple[AverageVelocity, Asked, Game]:
 
 
 def batches(x1: Tensor | None) -> Callable[[Streams], Batch]:
-    return lambda rng: Batch(rng.normal("x0", 2), None if x1 is None else x1[: len(rng.index)])
+    """Labelled, for the methods that guide."""
+    return lambda rng: Batch(rng.normal("x0", 2), x1, Condition(label=rng.integers("label", 3)))
 
 
 SETS = (None, torch.zeros(64, 2).double(), 50.0 + torch.arange(128.0).double().reshape(64, 2))
