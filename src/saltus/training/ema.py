@@ -77,12 +77,13 @@ class EMA:
             )
         averages, weights, copies, buffers = self._lists
         share = self._share(int(self.count))
-        if share == 1.0:  # a copy, also over weights that are not finite
-            torch._foreach_copy_(averages, weights)
-        else:
+        # A share of one copies, also over weights that are not finite. Sharded tensors have no fused copy.
+        moved = zip(averages + copies, weights + buffers, strict=True)
+        if share != 1.0:
             torch._foreach_lerp_(averages, weights, share)
-        if copies:
-            torch._foreach_copy_(copies, buffers)
+            moved = zip(copies, buffers, strict=True)
+        for average, current in moved:
+            average.copy_(current)
         self.count += 1
 
     def _share(self, k: int) -> float:
