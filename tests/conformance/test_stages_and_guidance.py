@@ -339,15 +339,19 @@ def test_one_step_with_guidance_as_an_input_is_as_good_as_four_of_the_guided_tea
 
 
 @pytest.mark.slow
-@torch.no_grad()
-def test_guidance_as_an_input_learns_the_guided_velocity() -> None:
-    """On the guided trajectories: the error of the velocity, beside what guidance changes in it."""
-    with torch.enable_grad():
-        student = trained(AverageVelocity(labelled_net()), "guidance_input", 1000, 4e-3)
+def test_the_learned_guided_velocity_leads_where_the_teacher_does() -> None:
+    """64 Euler steps of the student's velocity, one call each, end within 1.1 times the error of the
+    teacher's own four steps."""
+    student = trained(
+        AverageVelocity(labelled_net()), "guidance_input", 1000, 3e-3, guidance=GuidanceInput(4.0)
+    )
     for w in STRENGTHS:
-        ours, change = velocity_error(student, LAW, w)
-        print(f"w = {w:g}: velocity error {ours:.3f}, guidance changes it by {change:.3f}")
-        assert ours <= (0.3 * change if w > 1.0 else 0.3)
+        x0, cond = asked(w)
+        end = guided_end(x0, cond)
+        ours = rms(integrate(student.velocity, x0, 64, EULER, cond), end)
+        teacher = rms(integrate(CFG(LAW), x0, 4, EULER, cond), end)
+        print(f"w = {w:g}: 64 steps {ours:.3f}, four of the teacher {teacher:.3f}")
+        assert ours <= 1.1 * teacher
 
 
 @pytest.mark.slow
@@ -355,7 +359,7 @@ def test_guidance_as_an_input_learns_the_guided_velocity() -> None:
 def test_adapters_of_a_few_percent_learn_the_guided_velocity_of_their_own_network() -> None:
     with torch.enable_grad():
         base = AverageVelocity(labelled_net(guidance=False))
-        trained(base, "flow_matching", 600, 4e-3, dropout=LabelDropout(0.2))
+        trained(base, "flow_matching", 600, 4e-3, guidance=LabelDropout(0.2))
         net = initialised(1, lambda: GuidanceAdapters(base.backbone, rank=2))
         student = AverageVelocity(net)
         game = as_game(load("guidance_adapters").wired(student, teacher=base.velocity), student)
@@ -364,5 +368,5 @@ def test_adapters_of_a_few_percent_learn_the_guided_velocity_of_their_own_networ
     for w in (2.0, 4.0):
         ours, change = velocity_error(student, base.velocity, w)
         print(f"w = {w:g}: velocity error {ours:.3f}, guidance changes it by {change:.3f}, {net.share:.3f}")
-        assert ours <= 0.5 * change
-    assert velocity_error(student, base.velocity, 1.0)[0] == 0.0
+        assert ours <= 0.25 * change
+    assert velocity_error(student, base.velocity, 1.0)[0] < 1e-6  # by rounding in the guided sum

@@ -63,10 +63,9 @@ class AdaptedLinear(nn.Linear):
         super().__init__(1, 1, bias=False, device="meta")  # its weights are the base's
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.down = nn.Parameter(torch.empty(rank, base.in_features, **like))
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-        self.gate = nn.Parameter(torch.empty(rank, _FEATURES, **like))
+        self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.up = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        self.gate = nn.Parameter(base.weight.new_empty(rank, _FEATURES))
         nn.init.normal_(self.down, std=base.in_features**-0.5)
         nn.init.normal_(self.gate)
         self._call = call
