@@ -49,7 +49,7 @@ CARD = Card(
     steps=(1,),
     two_times=False,
     cost=Cost(live=1.0, teacher=2.0),
-    threshold=0.55,
+    threshold=0.33,
     quick_threshold=0.94,
     bias="Euler steps of the teacher in the first stage: O(d) in their length d",
     plain={"weight": Squared()},
