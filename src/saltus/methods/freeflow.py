@@ -22,9 +22,10 @@ it samples in one step from the prior. Student and critic should start from the 
 can; ``share=0``, the correction alone, must.
 
 References:
-    Tong et al., "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (7)-(11) (k = 1, 75 % of the rows
-    for prediction, levels logit-normal with location 0.8 towards noise, guidance of the correction cut at
-    noise levels above 0.7). In that paper t = 1 is noise; u points from noise to data as ours does.
+    Tong et al., "Flow map distillation without data", 2025, arXiv 2511.19428, eqs. (7)-(11) (k = 1, 75 % of
+    the rows for prediction, levels logit-normal with location 0.8 towards noise, guidance of the
+    correction cut at noise levels above 0.7). In that paper t = 1 is noise; u points from noise to data as
+    ours does.
 """
 
 from __future__ import annotations
