@@ -8,7 +8,9 @@ follows the move. Data come from memory, so they cost neither side anything.
 
 ``predicted`` follows from the card's calls of the network: one with gradient costs three forward calls,
 one without costs one, and a derivative makes a call half as dear again (arXiv 2505.18825, F.3).
-``evaluations`` are the card's forward calls a row, ``counted`` those that a hook on the networks saw.
+``evaluations`` are the card's forward calls a row, ``counted`` those that a hook on the networks saw: of
+the student, of a critic and of a teacher, a network of the same size. So the ratio is also that to the
+training step of the teacher. Methods without data get none.
 
 Memory is the largest sum of live tensors during a step beyond those alive before it (parameters,
 optimiser), from the profiler's record of every allocation; on CUDA, from the allocator.
@@ -37,17 +39,20 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from saltus.games import as_game
+from saltus.games import Stages, as_game
 from saltus.maps import AverageVelocity
 from saltus.methods import Cost, Method, Need, discover
-from saltus.nn import MLP
+from saltus.nn import MLP, GuidanceAdapters
 from saltus.report import Table
 from saltus.streams import Streams
 from saltus.training import Fit, Precision, fit, initialised
-from saltus.typing import Batch
+from saltus.typing import Batch, Condition
 
 BASE = "flow_matching"
 LSD_BOUND = 1.25
+CLASSES = 10
+ADAPTERS = "guidance_adapters"
+"""The method whose student is a network in adapters."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Subject:
         steps: its endless run.
         counted: evaluations a row of one step.
         memory: bytes of one step.
+        staged: whether the run has stages, of which the first is measured.
         ratios: times relative to flow matching, one a round.
     """
 
@@ -120,6 +126,7 @@ class Subject:
     steps: Fit
     counted: float = math.nan
     memory: int = 0
+    staged: bool = False
     ratios: list[float] = field(default_factory=list)
 
     def run(self, count: int, device: torch.device) -> float:
@@ -135,15 +142,21 @@ class Subject:
 def prepare(name: str, method: Method, options: Options) -> Subject:
     """The method on a network of its own, warmed up, its calls counted and its memory measured."""
     second = ("v",) if Need.HEAD in method.card.needs else ()
-    shape = (options.dimension,)
-    network = initialised(0, lambda: MLP(shape, width=options.width, depth=options.depth, heads=second))
+    labelled = Need.LABELS in method.card.needs
+    shape, size = (options.dimension,), {"width": options.width, "depth": options.depth}
+    classes = CLASSES if labelled else None
+    network = initialised(0, lambda: MLP(shape, **size, classes=classes, heads=second, guidance=labelled))
     student = AverageVelocity(network.to(options.device))
     teacher = deepcopy(student).requires_grad_(False)
+    if name == ADAPTERS:
+        student = AverageVelocity(GuidanceAdapters(network).to(options.device))
     game = as_game(method.wired(student, teacher=teacher.velocity, critic=deepcopy(student)), student)
     data = Streams(seed=1, index=torch.arange(options.batch), device=options.device)
-    batch = Batch(data.normal("x0", *shape), data.normal("x1", *shape))
+    cond = Condition(label=data.integers("label", CLASSES)) if labelled else None
+    x1 = data.normal("x1", *shape) if Need.DATA in method.card.needs else None
+    batch = Batch(data.normal("x0", *shape), x1, cond)
     run = fit(game, lambda rng: batch, steps=10**9, seed=0, batch=options.batch, precision=options.precision)
-    subject = Subject(name, method.card.cost, run)
+    subject = Subject(name, method.card.cost, run, staged=isinstance(game, Stages))
     subject.run(3, options.device)
     subject.memory = peak(subject, options.device)
     with Counter() as counter:
@@ -217,6 +230,9 @@ def main(options: Options) -> int:
     print(f"{network}, {where}, {options.rounds} rounds; relative to flow matching, one step of which takes")
     print(f"{1e3 * seconds:.2f} ms and {base.memory / 2**20:.1f} MiB")
     table(base, subjects).show()
+    staged = ", ".join(s.name for s in subjects if s.staged)
+    if staged:
+        print(f"of {staged}: the first stage")
     lsd = [s for s in subjects if s.name == "lsd"]
     for s in lsd:
         share, strict = (median(s.ratios) / n for n in (s.cost.evaluations, s.cost.predicted))

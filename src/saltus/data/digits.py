@@ -26,8 +26,10 @@ def digits() -> tuple[Tensor, Tensor]:
     """
     try:
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("the digits come with scikit-learn: pip install 'saltus[digits]'") from error
+    except ImportError as error:  # also of what scikit-learn itself needs, such as SciPy
+        absent = error.name or "sklearn"
+        what = "" if absent.startswith("sklearn") else f", which needs {absent}, and that is not installed"
+        raise ImportError(f"the digits come with scikit-learn{what}: pip install 'saltus[digits]'") from error
     found = load_digits()
     images = torch.from_numpy(found.images).float().unsqueeze(1)
     return images / 8.0 - 1.0, torch.from_numpy(found.target).long()

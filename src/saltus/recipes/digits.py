@@ -126,7 +126,7 @@ def digits(
     labels: bool = True,
     guidance: float | None = None,
     dropout: float | None = None,
-    teacher_steps: int = 2000,
+    teacher_steps: int = 3000,
     jump_weight: float = 1.0,
     network: Network = Network(backbone="residual-mlp"),
     training: Training = Training(steps=2700, batch=512),
@@ -147,7 +147,7 @@ def digits(
         labels: Give the network the class of each image.
         guidance: Learn the map at every strength of guidance up to this one; 1 is none.
         dropout: Share of labels dropped in training; None drops some where guidance needs it.
-        teacher_steps: For methods that need a teacher: steps of 512 at a rate of 3e-3 that train it first.
+        teacher_steps: For methods that need a teacher: steps at a rate of 3e-3 that train it first.
         jump_weight: Factor on the terms of the loss that teach jumps; 1 is the method's own.
         network: The network.
         training: How it is trained.
@@ -175,5 +175,5 @@ def digits(
         "jump_weight": jump_weight,
     }
     parts = (system, method, plain, network, training, output, own)
-    lesson = replace(training, steps=teacher_steps, batch=512, lr=3e-3)
+    lesson = replace(training, steps=teacher_steps, lr=3e-3)
     return assemble(*parts, guidance, jump_weight, dropout, lesson)

@@ -44,7 +44,8 @@ def doctor() -> int:
     print("devices")
     bf16 = "in hardware" if has_bf16(torch.device("cpu")) else "not in hardware (auto takes float32)"
     cores = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count()
-    print(f"  CPU           {cores} cores, {torch.get_num_threads()} threads, bf16 {bf16}")
+    threads = counted(torch.get_num_threads(), "thread")
+    print(f"  CPU           {counted(cores or 1, 'core')}, {threads}, bf16 {bf16}")
     if torch.cuda.is_available():
         print(f"  GPU           {torch.cuda.get_device_name()}")
     print("self-test, largest residual")
@@ -52,6 +53,15 @@ def doctor() -> int:
     verdicts = [_report(name, check) for name, check in CHECKS.items()]
     print(f"{'all is well' if all(verdicts) else 'SOMETHING IS WRONG'} ({time.perf_counter() - begin:.1f} s)")
     return int(not all(verdicts))
+
+
+def counted(n: int, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def _version(name: str) -> str | None:

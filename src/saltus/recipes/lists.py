@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from saltus.methods import Card, Method, Sampler, discover
+from saltus.methods import Card, Method, Need, Sampler, discover
 from saltus.recipes import discover as discover_recipes
 from saltus.report import Cell, Table
 
@@ -18,18 +18,24 @@ def _learns(card: Card) -> str:
     return "s ≤ t" if card.two_times else "t = 1"
 
 
+def _sources(card: Card) -> str:
+    if Need.TEACHER not in card.needs:
+        return "data"
+    return "teacher, data" if Need.DATA in card.needs else "teacher alone"
+
+
 COLUMNS: dict[str, Callable[[Method], Cell]] = {
     "method": lambda m: m.name,
-    "title": lambda m: m.card.title,
     "arXiv": lambda m: m.card.paper.rpartition(" ")[2],
-    "needs": lambda m: ", ".join(sorted(n.value for n in m.card.needs)),
+    "learns from": lambda m: _sources(m.card),
+    "also needs": lambda m: ", ".join(sorted(n.value for n in m.card.needs - {Need.DATA, Need.TEACHER})),
     "sampler: steps": lambda m: f"{m.card.sampler.value}: {' '.join(str(k) for k in m.card.steps)}",
     "learns": lambda m: _learns(m.card),
     "calls": lambda m: m.card.cost.evaluations,
 }
 """What the table of methods shows, by heading."""
-ONLY_WIDE = ("title", "arXiv", "learns")
-WIDE = 110
+ONLY_WIDE = ("arXiv", "also needs", "learns")
+WIDE = 116
 """Columns of a terminal that holds all of it."""
 
 
@@ -42,8 +48,11 @@ def methods_table(columns: int = WIDE) -> Table:
         "calls": "calls: network evaluations of a training step, a row.",
     }
     said = " ".join(notes[name] for name in kept if name in notes)
-    more = "" if columns >= WIDE else f"\nA terminal of {WIDE} columns shows titles and papers too."
-    note = f"{said}\nTrain one with saltus run RECIPE-METHOD.{more}"
+    more = "" if columns >= WIDE else f"\nA terminal of {WIDE} columns shows papers and further needs too."
+    note = (
+        f"{said}\nTrain one with saltus run RECIPE-METHOD, or from a teacher with saltus distill;\n"
+        f"a method that learns from a teacher alone reads no data.{more}"
+    )
     return Table(kept, rows, note=note, left=frozenset(kept) - {"calls"})
 
 

@@ -17,6 +17,7 @@ from saltus.methods import discover as discover_methods
 from saltus.nn import parameter_count
 from saltus.recipes import discover
 from saltus.recipes.assemble import train
+from saltus.recipes.doctor import counted
 from saltus.recipes.evaluate import EULERS, Measured, all_samplers, evaluate, tables
 from saltus.recipes.evaluate import STEPS as PICTURED
 from saltus.recipes.experiment import TEACHER, Experiment
@@ -114,7 +115,7 @@ def _preview(made: Experiment) -> float:
         print(f"  data         {'none is read' if made.data_free else given}")
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
     print(f"  steps        {rows}, {cost:g} network evaluations a row")
-    print(f"  precision    {steps.players[0].precision.value}, {torch.get_num_threads()} threads")
+    print(f"  precision    {steps.players[0].precision.value}, {counted(torch.get_num_threads(), 'thread')}")
     whole = each * made.training.steps
     print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, measured now)")
     return whole
