@@ -20,7 +20,7 @@ from saltus.streams import Streams
 from saltus.tensors import like
 from saltus.typing import Condition, Velocity
 
-__all__ = ["CFG", "AutoGuidance", "GuidanceInput", "LabelDropout"]
+__all__ = ["CFG", "AutoGuidance", "GuidanceInput", "LabelDropout", "guided"]
 
 
 def _check(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
@@ -172,3 +172,42 @@ class GuidanceInput:
     def apply(self, cond: Condition | None, drawn: Tensor) -> Condition:
         """The condition with the drawn strengths."""
         return replace(_labelled(cond), w=drawn)
+
+
+def guided(
+    teacher: Velocity, guidance: GuidanceInput | None, interval: tuple[float, float] | None = None
+) -> Velocity:
+    """Whom a student with these strengths learns from: every method that takes ``guidance`` asks this.
+
+    Without strengths it is the teacher as it is, guided at one fixed strength or not at all. With them it is
+    the teacher guided by its labels, each row at its own ``cond.w``. A teacher that already takes the rows'
+    strengths, an :class:`AutoGuidance` or a :class:`CFG` without ``w``, stays what it is.
+
+    Args:
+        teacher: (x, t, cond) -> [B, ...].
+        guidance: the law of the strengths, or None.
+        interval: the times between which it guides, instead of the rows' own; None keeps those.
+
+    Raises:
+        ValueError: for an interval of a teacher that takes the rows' strengths in its own way.
+
+    >>> from saltus.exact import reference_mixture
+    >>> b, weak = reference_mixture(), reference_mixture()
+    >>> guided(b, None) is b, guided(b, GuidanceInput(3.0)).w is None
+    (True, True)
+    >>> guided(AutoGuidance(b, weak), GuidanceInput(3.0)).weak is weak
+    True
+    """
+    if guidance is None:
+        return teacher
+    if not (isinstance(teacher, CFG | AutoGuidance) and teacher.w is None):
+        return CFG(teacher, interval=interval)
+    if interval is None:
+        return teacher
+    if isinstance(teacher, CFG) and teacher.interval is None:
+        return replace(teacher, interval=interval)
+    raise ValueError(
+        f"guidance: expected a teacher that this method can guide between the times {interval}, got "
+        f"{type(teacher).__name__} with guidance of its own; give the method's interval as None, or the bare "
+        "velocity"
+    )

@@ -28,7 +28,8 @@ from test_where_gradients_flow import (
 from torch import Tensor
 
 from saltus import identities
-from saltus.guidance import CFG, AutoGuidance
+from saltus.guidance import CFG, AutoGuidance, GuidanceInput
+from saltus.guidance import guided as learned_from
 from saltus.interpolants import VE, VP, Cosine, Custom, Interpolant, Linear, Trigonometric, path, slopes
 from saltus.legs import ddim
 from saltus.maps import EDM, AverageVelocity
@@ -209,6 +210,10 @@ def guided() -> None:
     close(CFG(b, 3.0)(X0, TIMES, cond), free + 3.0 * (full - free))
     strong = AutoGuidance(lambda x, t, c=None: full, lambda x, t, c=None: free, 2.5)
     close(strong(X0, TIMES), free + 2.5 * (full - free))
+    away = AutoGuidance(lambda x, t, c=None: full, lambda x, t, c=None: free)
+    for rows in (b, CFG(b), away):
+        wanted = free + like(TIMES + 2.0, X0) * (full - free)
+        close(learned_from(rows, GuidanceInput(3.0))(X0, TIMES, cond), wanted)
 
     class Own(AverageVelocity):
         def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from saltus.autodiff import Derivative, TwoPass
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import CFG, AutoGuidance, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
@@ -48,7 +48,6 @@ def align_your_flow(
     student: FlowMap,
     *,
     teacher: Velocity,
-    weak: Velocity | None = None,
     interpolant: Interpolant = Linear(),
     coupling: Coupling = Independent(),
     times: PairLaw = Gaps(LogitNormal(-0.8, 1.0)),
@@ -61,10 +60,9 @@ def align_your_flow(
 
     Args:
         student: the flow map that learns.
-        teacher: the velocity b on the interpolant's path; one fixed strength of guidance is an
-            ``AutoGuidance(velocity, weak, w)`` or ``CFG(velocity, w)`` given here.
-        weak: with ``guidance``, guide by this weaker teacher (autoguidance) instead of by labels; the
-            paper's w is uniform on [1, 3].
+        teacher: the velocity b on the interpolant's path. The paper's is guided by a weaker one:
+            ``AutoGuidance(velocity, weak)`` with ``guidance=GuidanceInput(3.0)``, or with one fixed
+            strength, ``AutoGuidance(velocity, weak, w)``, without ``guidance``.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired; it says where to look, not what to learn.
         times: the law of (s, t).
@@ -72,17 +70,8 @@ def align_your_flow(
         warm_up: the factor r on the derivative; None for 1.
         weight: error -> loss.
         guidance: learn the map of the guided teacher, its strength an input of the network.
-
-    Raises:
-        ValueError: for a weak teacher without ``guidance``.
     """
-    if weak is not None and guidance is None:
-        raise ValueError(
-            "align_your_flow: got a weak teacher without guidance, which draws its strengths; give "
-            "guidance=GuidanceInput(high), or AutoGuidance(teacher, weak, w) as the teacher for one strength"
-        )
-    guided = teacher if guidance is None else CFG(teacher) if weak is None else AutoGuidance(teacher, weak)
-    velocity = Teacher(guided)
+    velocity = Teacher(guided(teacher, guidance))
     return Eulerian(
         student,
         interpolant=interpolant,

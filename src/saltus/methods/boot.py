@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saltus.autodiff import Derivative, Forward
-from saltus.guidance import GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Slide
 from saltus.methods import Card, Cost, Need, Sampler
@@ -96,9 +96,9 @@ def boot(
         near: how the derivative is taken, where there is no step.
         weight: error -> loss; None is the paper's, :class:`InSignal`, for a step, and the squared error in
             velocities for the boundary and for the derivative.
-        guidance: strengths as an input of the network, for a teacher ``CFG(velocity)``.
+        guidance: learn the map of the guided teacher, its strength an input of the network.
     """
-    velocity, states = Teacher(teacher), PriorStates()
+    velocity, states = Teacher(guided(teacher, guidance)), PriorStates()
     squared = weight or Squared()
     start = Diagonal(
         student,

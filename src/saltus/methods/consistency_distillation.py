@@ -20,7 +20,7 @@ from copy import deepcopy
 from saltus.autodiff import Derivative, TwoPass
 from saltus.couplings import Coupling, Independent
 from saltus.games import Follow, Game, student_move
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import HEUN, Along, Tableau
 from saltus.maps import NetworkMap
@@ -78,7 +78,7 @@ def consistency_distillation(
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
     target = deepcopy(student).requires_grad_(False)
-    velocity = Teacher(teacher if guidance is None else CFG(teacher))
+    velocity = Teacher(guided(teacher, guidance))
     if weight is None:
         weight = Squared() if step is None else InStates(Squared())
     loss = Eulerian(

@@ -26,7 +26,7 @@ from copy import deepcopy
 
 from saltus.couplings import Coupling, Independent
 from saltus.games import Follow, Game, student_move
-from saltus.guidance import CFG, GuidanceInput, LabelDropout
+from saltus.guidance import GuidanceInput, LabelDropout, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import HEUN, Along, Jump, Leg, Tableau
 from saltus.maps import NetworkMap
@@ -92,7 +92,7 @@ def ctm(
             has strength 1.
     """
     target = deepcopy(student).requires_grad_(False)
-    velocity = Teacher(teacher if guidance is None else CFG(teacher))
+    velocity = Teacher(guided(teacher, guidance))
     jump = Composition(
         student,
         target,

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from saltus.autodiff import Derivative, Forward
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
@@ -71,7 +71,7 @@ def emd(
         weight: error -> loss.
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
-    velocity = Teacher(teacher if guidance is None else CFG(teacher))
+    velocity = Teacher(guided(teacher, guidance))
     return Eulerian(
         student,
         interpolant=interpolant,

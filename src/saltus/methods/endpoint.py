@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from saltus.guidance import GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import HEUN, Along, Tableau
 from saltus.methods import Card, Cost, Need, Sampler
@@ -64,14 +64,14 @@ def endpoint(
         solver_steps: their number, of equal length.
         times: the law of (s, t), s = 0 < t; the default is t = 1.
         weight: error in velocities -> loss.
-        guidance: strengths as an input of the network, for a teacher ``CFG(velocity)``.
+        guidance: learn the map of the guided teacher, its strength an input of the network.
     """
     return Endpoint(
         student,
         interpolant=interpolant,
         states=PriorStates(),
         times=times,
-        leg=Along(Teacher(teacher), tableau, solver_steps),
+        leg=Along(Teacher(guided(teacher, guidance)), tableau, solver_steps),
         weight=weight,
         guidance=guidance,
     )

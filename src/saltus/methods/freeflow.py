@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from saltus.autodiff import Derivative, Forward
 from saltus.games import Game, Move, student_move
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Method, Need, Sampler
@@ -104,14 +104,13 @@ def freeflow_prediction(
         guidance: learn the map of the guided teacher, its strength an input of the network.
         prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
     """
-    guided = teacher if guidance is None else CFG(teacher, interval=prediction_interval)
     return Lagrangian(
         student,
         interpolant=interpolant,
         states=PriorStates(),
         times=FromStart(times),
         near=near,
-        end=Teacher(guided),
+        end=Teacher(guided(teacher, guidance, prediction_interval)),
         gradient=Gradient.TARGET,
         weight=AdaptivePower(k, per_dimension=True) if weight is None else weight,
         guidance=guidance,
@@ -161,7 +160,7 @@ def freeflow(
         )
     loss: Objective = Distribution(
         student,
-        teacher if guidance is None else CFG(teacher, interval=correction_interval),
+        guided(teacher, guidance, correction_interval),
         critic,
         interpolant,
         levels,

@@ -26,7 +26,7 @@ from functools import partial
 from torch import Tensor
 
 from saltus.games import Game, student_move
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Tableau
 from saltus.maps import NetworkMap
@@ -83,7 +83,7 @@ def guidance_adapters(
     loss = Diagonal(
         student,
         interpolant=interpolant,
-        states=TrajectoryStates(CFG(teacher), nodes, tableau),
+        states=TrajectoryStates(guided(teacher, guidance), nodes, tableau),
         velocity=Data(),
         weight=weight,
         guidance=replace(guidance, group=nodes),

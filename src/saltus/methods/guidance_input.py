@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal
@@ -69,7 +69,7 @@ def guidance_input(
         interpolant,
         coupling,
         times=times,
-        velocity=Teacher(CFG(teacher)),
+        velocity=Teacher(guided(teacher, guidance)),
         weight=weight,
         guidance=guidance,
     )

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from saltus.autodiff import Derivative, Forward
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Lagrangian
@@ -81,7 +81,7 @@ def lmd(
         coupling=coupling,
         times=times,
         near=near,
-        end=Teacher(teacher if guidance is None else CFG(teacher)),
+        end=Teacher(guided(teacher, guidance)),
         gradient=gradient,
         weight=weight,
         guidance=guidance,

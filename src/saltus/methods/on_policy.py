@@ -20,7 +20,7 @@ from __future__ import annotations
 from enum import Enum
 
 from saltus.autodiff import Derivative, Forward
-from saltus.guidance import GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian, Lagrangian
@@ -77,9 +77,9 @@ def on_policy(
             time, and TARGET for the Eulerian.
         near: how the derivative is taken.
         weight: error -> loss.
-        guidance: strengths as an input of the network, for a teacher ``CFG(velocity)``.
+        guidance: learn the map of the guided teacher, its strength an input of the network.
     """
-    velocity, states = Teacher(teacher), RollOut(student, jumps)
+    velocity, states = Teacher(guided(teacher, guidance)), RollOut(student, jumps)
     if identity is Identity.EULERIAN:
         return Eulerian(
             student,

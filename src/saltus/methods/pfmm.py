@@ -26,7 +26,7 @@ from collections.abc import Mapping
 
 from saltus.couplings import Coupling, Independent
 from saltus.games import Artifact, Freeze, Stage, Stages
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import EulerMap, NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
@@ -79,7 +79,7 @@ def pfmm(
     count = cells.bit_length() - 1
     if count < 1 or 1 << count != cells:
         raise ValueError(f"pfmm: expected a number of cells in 2, 4, 8, ..., got {cells}; tau doubles to 1/2")
-    start = EulerMap(teacher if guidance is None else CFG(teacher))
+    start = EulerMap(guided(teacher, guidance))
 
     def jump(k: int, target: FlowMap | None) -> Composition:
         return Composition(

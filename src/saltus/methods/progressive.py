@@ -32,7 +32,7 @@ from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
 from saltus.games import Artifact, Freeze, Stage, Stages
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import EulerMap, NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
@@ -100,7 +100,7 @@ def progressive(
             f"progressive: expected cells to be last times 2, 4, 8, ..., got cells={cells}, last={last}; "
             "the number of steps is halved in every stage"
         )
-    start = EulerMap(teacher if guidance is None else CFG(teacher))
+    start = EulerMap(guided(teacher, guidance))
     loss = Scaled(Squared(), factor=truncated_snr(interpolant)) if weight is None else weight
 
     def stage(steps: int) -> Stage:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
 from saltus.couplings import Coupling, Independent
-from saltus.guidance import CFG, GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
@@ -80,7 +80,7 @@ def scd(
             student.
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
-    velocity = Teacher(teacher if guidance is None else CFG(teacher))
+    velocity = Teacher(guided(teacher, guidance))
     return Eulerian(
         student,
         interpolant=interpolant,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
 from saltus.games import Game, student_move
-from saltus.guidance import GuidanceInput
+from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Tableau
 from saltus.maps import NetworkMap
@@ -112,8 +112,8 @@ def tbcm(
         near: how the derivative is taken; it carries no gradient.
         warm_up: the factor on the derivative; None for 1.
         weight: error -> loss; None is the paper's, whose log-variance learns beside the student.
-        guidance: strengths as an input of the network, for a teacher ``CFG(velocity)``; each trajectory has
-            one.
+        guidance: learn the map of the guided teacher, its strength an input of the network; each trajectory
+            has one.
     """
     if nodes < 1 or not 0.0 < shift < math.inf:
         raise ValueError(f"tbcm: expected at least 1 node and a shift above 0, got {nodes} and {shift}")
@@ -124,7 +124,7 @@ def tbcm(
     loss = Eulerian(
         student,
         interpolant=interpolant,
-        states=TrajectoryStates(teacher, nodes, tableau),
+        states=TrajectoryStates(guided(teacher, guidance), nodes, tableau),
         times=Nodes(nodes, shift, time),
         near=near,
         tangent=Data(),
