@@ -66,8 +66,14 @@ def _arrow_broken(a: str, b: str) -> bool:
     return LEVEL[a] == LEVEL[b] and LEVEL[a] >= 3
 
 
+def _is_method(names: Sequence[str]) -> bool:
+    """Whether a dotted target lies in a method's own file: what the package itself defines is in capitals."""
+    return len(names) > 2 and names[2].islower()
+
+
 def import_arrows(sources: Sequence[Source]) -> Iterator[str]:
-    """Imports go downwards; equal height is allowed up to level 2; objectives only meet in sum.py."""
+    """Imports go downwards; equal height is allowed up to level 2; objectives meet in sum.py alone, methods
+    nowhere."""
     for source in sources:
         a = source.part
         if a and a not in LEVEL and a not in SIDE:
@@ -85,6 +91,8 @@ def import_arrows(sources: Sequence[Source]) -> Iterator[str]:
                 yield f"{where}: {a or 'saltus'} must not know {b}"
             elif a == b == "objectives" and not source.package and source.module != "saltus.objectives.sum":
                 yield f"{where}: objectives know each other only in sum.py"
+            elif a == b == "methods" and not source.package and _is_method(names):
+                yield f"{where}: a method's file knows no other; what they share lives below"
 
 
 def import_cycles(sources: Sequence[Source]) -> Iterator[str]:

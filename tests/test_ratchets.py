@@ -85,6 +85,14 @@ BREAKS: dict[str, tuple[Rule, list[Source]]] = {
         ratchets.import_arrows,
         [file("saltus.methods.lsd", "from saltus.nn import MLP")],
     ),
+    "a method in a method": (
+        ratchets.import_arrows,
+        [file("saltus.methods.scd", "from saltus.methods.scm import weight")],
+    ),
+    "a method from the package in a method": (
+        ratchets.import_arrows,
+        [file("saltus.methods.scd", "from saltus.methods import scm")],
+    ),
     "a recipe in a plot": (ratchets.import_arrows, [file("saltus.plots", "from saltus.recipes import run")]),
     "a part without a place": (ratchets.import_arrows, [file("saltus.extras", "")]),
     "the whole package": (ratchets.import_arrows, [file("saltus.maps", "import saltus")]),

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from saltus.autodiff import derivative
+from saltus.interpolants import Interpolant
 from saltus.tensors import like, per_row_norm2, sg, upcast
 
 __all__ = [
     "AdaptivePower",
+    "AngleBalance",
+    "AngleTangent",
     "InStates",
     "LearnedLogVariance",
     "PseudoHuber",
@@ -29,6 +32,7 @@ __all__ = [
     "Squared",
     "TangentNormalised",
     "Weight",
+    "simplified",
     "slope",
 ]
 
@@ -212,3 +216,48 @@ class LearnedLogVariance(nn.Module):
         value = self.inner(error, span)
         w = self.log_variance(span.s, span.t).to(value)
         return torch.exp(-w) * value + w
+
+
+@dataclass(frozen=True)
+class AngleTangent:
+    """cos(a) |ds/da| = beta N/det, [n]: from the error in u_{s,1} to the tangent g = cos(a) dX_{s,1}/da of
+    simplified consistency models, a = atan(alpha/beta) the angle of the noise.
+
+    N^2 = alpha^2 + beta^2 and det = alpha dbeta - dalpha beta, so that da/ds = -det/N^2 for a state of length
+    one. On the trigonometric interpolant it is (2/pi) cos(a).
+    """
+
+    interpolant: Interpolant
+
+    def __call__(self, span: Span) -> Tensor:
+        c = self.interpolant(span.s)
+        return c.beta * torch.hypot(c.alpha, c.beta) / (c.alpha * c.dbeta - c.dalpha * c.beta)
+
+
+@dataclass(frozen=True)
+class AngleBalance:
+    """(1 - s) det/alpha^2, [n]: the prior weight 1/tan(a) over du/dF times the tangent's own factor.
+
+    On the trigonometric interpolant it is a/sin(a)^2.
+    """
+
+    interpolant: Interpolant
+
+    def __call__(self, span: Span) -> Tensor:
+        c = self.interpolant(span.s)
+        det = c.alpha * c.dbeta - c.dalpha * c.beta
+        return (1.0 - span.s) * det / c.alpha.clamp(min=1e-4).square()
+
+
+def simplified(interpolant: Interpolant, device: torch.device) -> LearnedLogVariance:
+    """The weight of simplified consistency models on any interpolant, of errors in u_{s,1}:
+
+    exp(-w) balance |n(tangent e)|^2 + w,   n(g) = g/(|g|/sqrt(D) + 0.1), stopped, w learned.
+
+    References:
+        Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models",
+        2024, arXiv 2410.11081.
+    """
+    inner = TangentNormalised(0.1)
+    scaled = Scaled(inner, scale=AngleTangent(interpolant), factor=AngleBalance(interpolant))
+    return LearnedLogVariance(scaled).to(device)

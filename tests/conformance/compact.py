@@ -293,7 +293,12 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "interpolants": (interpolants,),
     "predictions": (predictions,),
     "maps": (maps,),
-    "weights": (weights, *balances),
+    "weights": (
+        weights,
+        *balances,
+        prior_only.test_tbcm_weighs_like_scm_on_any_interpolant,
+        equal.test_scm_has_the_gradient_of_the_official_loss,
+    ),
     "times": (
         partial(equal.test_ect_is_the_official_loss, 0.4),
         partial(equal.test_consistency_training_is_the_distance_of_two_jumps, 0.5),
@@ -303,7 +308,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     ),
     "trajectories": (*without_data("tbcm"), *without_data("on-policy")),
     "methods.boot": (partial(_signals, gaussian(Trigonometric())),),
-    "methods.tbcm": (prior_only.test_tbcm_weighs_like_scm_on_any_interpolant, *without_data("tbcm")),
+    "methods.tbcm": without_data("tbcm"),
     "methods.endpoint": without_data("endpoint"),
     "methods.on_policy": without_data("on-policy"),
     "methods.lsd": (shares, equal.test_lsd_target_form_has_the_value_of_the_time_form),

@@ -23,8 +23,7 @@ from saltus.methods import Need, discover
 from saltus.methods.boot import InSignal, boot
 from saltus.methods.endpoint import endpoint
 from saltus.methods.on_policy import Identity, on_policy
-from saltus.methods.scm import balance, tangent
-from saltus.methods.tbcm import Balance, Tangent, tbcm
+from saltus.methods.tbcm import tbcm
 from saltus.nn import MLP
 from saltus.objectives import Lagrangian
 from saltus.slots import Teacher
@@ -34,7 +33,7 @@ from saltus.tensors import like
 from saltus.times import Constant, FromStart, Uniform
 from saltus.training import Precision, fit
 from saltus.typing import Batch, Condition, Draws, Gradient, Objective
-from saltus.weights import Span, Squared, TangentNormalised
+from saltus.weights import AngleBalance, AngleTangent, Span, Squared, TangentNormalised
 
 METHODS = discover()
 DATA_FREE = [name for name, method in METHODS.items() if Need.DATA not in method.card.needs]
@@ -255,6 +254,17 @@ def test_signals_need_a_step() -> None:
 # TBCM is sCM.
 
 
+def tangent(span: Span) -> Tensor:
+    """sCM's, in the angle a = (pi/2)(1 - s)."""
+    return 2.0 / torch.pi * torch.cos(torch.pi / 2.0 * (1.0 - span.s))
+
+
+def balance(span: Span) -> Tensor:
+    """a/sin(a)^2."""
+    a = torch.pi / 2.0 * (1.0 - span.s)
+    return a / torch.sin(a).square()
+
+
 def test_tbcm_weighs_like_scm_on_any_interpolant() -> None:
     """On TrigFlow's interpolant the factors are sCM's; on the linear one, the same loss in its units: the
     tangent is the same vector and the gradient in the jump the same number."""
@@ -262,17 +272,17 @@ def test_tbcm_weighs_like_scm_on_any_interpolant() -> None:
     s, turned = torch.cos(a) / (torch.cos(a) + torch.sin(a)), 1.0 - a * 2.0 / torch.pi
     here, there = Span(s, torch.ones_like(s)), Span(turned, torch.ones_like(s))
     trig, linear = Trigonometric(), Linear()
-    assert torch.allclose(Tangent(trig)(there), tangent(there), atol=1e-12)
-    assert torch.allclose(Balance(trig)(there), balance(there), rtol=1e-9)
+    assert torch.allclose(AngleTangent(trig)(there), tangent(there), atol=1e-12)
+    assert torch.allclose(AngleBalance(trig)(there), balance(there), rtol=1e-9)
     e = torch.linspace(-1.0, 2.0, 9, dtype=torch.float64)  # dX/da; the errors are -dX/ds
     per = (torch.cos(a) + torch.sin(a)).square()  # -da/ds
-    g_linear, g_trig = Tangent(linear)(here) * e * per, tangent(there) * e * (torch.pi / 2.0)
+    g_linear, g_trig = AngleTangent(linear)(here) * e * per, tangent(there) * e * (torch.pi / 2.0)
     assert torch.allclose(g_linear, torch.cos(a) * e, atol=1e-12)
     assert torch.allclose(g_trig, torch.cos(a) * e, atol=1e-12)
     # d loss / dX = factor scale n(g) / (1 - s)
     in_jump = [
         f(span) * k(span) / (1.0 - span.s)
-        for f, k, span in ((Balance(linear), Tangent(linear), here), (balance, tangent, there))
+        for f, k, span in ((AngleBalance(linear), AngleTangent(linear), here), (balance, tangent, there))
     ]
     assert torch.allclose(in_jump[0], in_jump[1], rtol=1e-9)
 

@@ -27,12 +27,11 @@ from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
-from saltus.methods.scm import trigflow_weight
 from saltus.objectives import Eulerian
 from saltus.slots import Teacher
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Objective, Schedule, Velocity
-from saltus.weights import Squared, Weight
+from saltus.weights import Squared, Weight, simplified
 
 CARD = Card(
     title="Continuous-time consistency distillation (sCM/sCD)",
@@ -90,6 +89,6 @@ def scd(
         tangent=velocity,
         velocity=velocity,
         warm_up=warm_up,
-        weight=trigflow_weight(student) if weight is None else weight,
+        weight=simplified(interpolant, next(student.parameters()).device) if weight is None else weight,
         guidance=guidance,
     )

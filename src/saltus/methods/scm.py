@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
@@ -39,7 +38,7 @@ from saltus.objectives import Eulerian
 from saltus.slots import Data
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Objective, Schedule
-from saltus.weights import LearnedLogVariance, Scaled, Span, Squared, TangentNormalised, Weight
+from saltus.weights import Squared, Weight, simplified
 
 CARD = Card(
     title="Continuous-time consistency training (sCM/sCT)",
@@ -55,27 +54,6 @@ CARD = Card(
     plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None, "mean": -1.0},
     second_hand=("length of the warm-up as a share of the run", "the warm-up's form before it ends"),
 )
-
-
-def _angle(span: Span) -> Tensor:
-    return (math.pi / 2.0) * (1.0 - span.s)
-
-
-def tangent(span: Span) -> Tensor:
-    """(2/pi) cos(a), [n]: from the error in u to the tangent g."""
-    return (2.0 / math.pi) * torch.cos(_angle(span))
-
-
-def balance(span: Span) -> Tensor:
-    """a/sin(a)^2, [n]: the prior weight 1/tan(a) over du/dF times the tangent's own factor."""
-    a = _angle(span).clamp(min=1e-4)
-    return a / torch.sin(a).square()
-
-
-def trigflow_weight(student: NetworkMap) -> Weight:
-    """The paper's weight, on the student's device; its log-variance learns."""
-    normalised = Scaled(TangentNormalised(0.1), scale=tangent, factor=balance)
-    return LearnedLogVariance(normalised).to(next(student.parameters()).device)
 
 
 def scm(
@@ -115,6 +93,6 @@ def scm(
         tangent=Data(),
         velocity=Data(),
         warm_up=warm_up,
-        weight=trigflow_weight(student) if weight is None else weight,
+        weight=simplified(interpolant, next(student.parameters()).device) if weight is None else weight,
         guidance=dropout,
     )

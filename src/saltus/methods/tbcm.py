@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
@@ -42,7 +41,7 @@ from saltus.slots import Data
 from saltus.times import Ramp, linear_time
 from saltus.trajectories import Nodes, TrajectoryStates, share
 from saltus.typing import Schedule, Velocity
-from saltus.weights import LearnedLogVariance, Scaled, Span, Squared, TangentNormalised, Weight
+from saltus.weights import Squared, Weight, simplified
 
 CARD = Card(
     title="Trajectory-backward consistency models (TBCM)",
@@ -57,32 +56,6 @@ CARD = Card(
     plain={"weight": Squared(), "warm_up": None, "shift": 1.0},
     second_hand=("the node at s = 0", "the jitter", "length of the warm-up as a share of the run"),
 )
-
-
-@dataclass(frozen=True)
-class Tangent:
-    """cos(a) |ds/da| = beta N/det, [n]: from the error in u to sCM's tangent g.
-
-    N^2 = alpha^2 + beta^2 and det = alpha dbeta - dalpha beta, so that da/ds = -det/N^2.
-    """
-
-    interpolant: Interpolant
-
-    def __call__(self, span: Span) -> Tensor:
-        c = self.interpolant(span.s)
-        return c.beta * torch.hypot(c.alpha, c.beta) / (c.alpha * c.dbeta - c.dalpha * c.beta)
-
-
-@dataclass(frozen=True)
-class Balance:
-    """(1 - s) det/alpha^2, [n]: the prior weight 1/tan(a) over du/dF times the tangent's own factor."""
-
-    interpolant: Interpolant
-
-    def __call__(self, span: Span) -> Tensor:
-        c = self.interpolant(span.s)
-        det = c.alpha * c.dbeta - c.dalpha * c.beta
-        return (1.0 - span.s) * det / c.alpha.clamp(min=1e-4).square()
 
 
 def tbcm(
@@ -118,9 +91,7 @@ def tbcm(
     if nodes < 1 or not 0.0 < shift < math.inf:
         raise ValueError(f"tbcm: expected at least 1 node and a shift above 0, got {nodes} and {shift}")
     if weight is None:
-        inner = TangentNormalised(0.1)
-        scaled = Scaled(inner, scale=Tangent(interpolant), factor=Balance(interpolant))
-        weight = LearnedLogVariance(scaled).to(next(student.parameters()).device)
+        weight = simplified(interpolant, next(student.parameters()).device)
     loss = Eulerian(
         student,
         interpolant=interpolant,
