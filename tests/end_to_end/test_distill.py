@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from saltus.cli import main
+from saltus.data import digits
 from saltus.exact import Gaussian
+from saltus.maps import AverageVelocity
 from saltus.recipes.evaluate import OWN, TEACHER
+from saltus.recipes.experiment import Experiment
 from saltus.recipes.judged_by_teacher import NEAR, OFF, TeacherTruth
-from saltus.recipes.opened import open_run
-from saltus.recipes.resolve import experiment
+from saltus.recipes.opened import Finished, open_run
+from saltus.recipes.resolve import distilled, experiment
 from saltus.recipes.system import Drawn, Judge
-from saltus.recipes.teacher import open_teacher
+from saltus.recipes.teacher import TeacherRun, open_teacher
 from saltus.streams import Streams
 from saltus.training import load_weights, save_weights
+from saltus.typing import Condition, Output
 
 TINY = ["--steps", "4", "--batch", "16", "--skip-evaluation", "--quiet"]
 
@@ -47,6 +53,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in an empty folder of its own, without the debug switch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SALTUS_DEBUG", raising=False)
+
+
+def experiment_of(teacher: Path, *words: str) -> Experiment:
+    """A distillation of the teacher on a tiny budget."""
+    return distilled(teacher, [*TINY, *words])
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -84,12 +95,6 @@ def test_a_student_starts_as_its_teacher(runs: Path) -> None:
         assert (made.critic().average(x, s, s, batch.cond) - b).abs().max() < 1e-6
 
 
-def experiment_of(teacher: Path, *words: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    from saltus.recipes.resolve import distilled
-
-    return distilled(teacher, [*TINY, *words])
-
-
 def test_another_network_starts_at_random(runs: Path) -> None:
     assert experiment_of(runs / "points").starts_as_teacher
     for words in (["--size", "small"], ["--backbone", "residual-mlp"], ["--scratch"]):
@@ -118,8 +123,6 @@ def test_no_data_means_no_data(
 
 def test_the_data_are_those_that_are_named(runs: Path) -> None:
     """A method with data sees the same ones in a recipe and in arrays, and others make another student."""
-    from saltus.data import digits
-
     x, label = digits()
     np.save("x.npy", x.numpy())
     np.save("y.npy", label.numpy())
@@ -221,7 +224,7 @@ def test_the_teacher_judges_in_units_of_its_spread(runs: Path) -> None:
     """A sample that is off by a known vector scores its length over the spread of the teacher's samples."""
     teacher = open_teacher(runs / "points")
     law = Gaussian(torch.tensor([1.0, -0.5], dtype=torch.float64), 0.25)
-    sharp = type(teacher)(exact(teacher.run, law), teacher.place)
+    sharp = TeacherRun(exact(teacher.run, law), teacher.place)
     truth = TeacherTruth(sharp, teacher.run.interpolant, Judge(500, None, lambda drawn: {}, dict))
     x0 = Streams(0, index=torch.arange(500)).normal("x0", 2)
     arrived = torch.tensor([1.0, -0.5]) + 0.5 * x0
@@ -232,15 +235,11 @@ def test_the_teacher_judges_in_units_of_its_spread(runs: Path) -> None:
     assert wrong[NEAR] > 20 * abs(truth.figures(Drawn(x0, arrived))[NEAR])
 
 
-def exact(run, law):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def exact(run: Finished, law: Gaussian) -> Finished:
     """The run with the velocity of a Gaussian in place of its network."""
-    import dataclasses
-
-    from saltus.maps import AverageVelocity
-    from saltus.typing import Output
 
     class Backbone(torch.nn.Module):
-        def forward(self, x, s, t, cond=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
             return Output(law(x, s).to(x.dtype), {})
 
     return dataclasses.replace(run, model=AverageVelocity(Backbone()))
@@ -281,7 +280,7 @@ def mistakes(runs: Path) -> dict[str, list[str]]:
         "add --overwrite": ["distill", points, "--out", str(runs / "student")],
         "at least 1": ["distill", points, "--steps", "0"],
         "put it back": ["distill", "orphan.json"],
-        "does not drop labels": ["run", "digits-ect", "--dropout", "0.1"],
+        "does not drop labels": ["run", "digits-lmd", "--dropout", "0.1"],
         "got none; give --guidance": ["distill", points, "--method", "guidance_input", "--data", "gaussian"],
         "guidance_input learns": ["distill", digits, "--method", "guidance_adapters", "--guidance", "4"],
         "after the dash": ["run", "digits-"],

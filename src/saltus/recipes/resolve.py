@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from tyro import conf
 
 from saltus.interpolants import Trigonometric
-from saltus.methods import Need
+from saltus.methods import Method, Need
 from saltus.methods import discover as discover_methods
 from saltus.methods import load as load_method
 from saltus.recipes import Recipe, load
@@ -21,6 +21,7 @@ from saltus.recipes.data import data_source, names_array
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, read_json
 from saltus.recipes.judged_by_teacher import alone
+from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Output, Student, Training, as_arguments, parse
 from saltus.recipes.parts import interpolant_of
 from saltus.recipes.system import Judge, System
@@ -150,16 +151,6 @@ def distillation(
         "plain": plain,
         "scratch": scratch,
     }
-    mine = run.run.spec
-    rotating = isinstance(interpolant_of(found, plain), Trigonometric)
-    spec = replace(
-        mine,
-        backbone=network.backbone or mine.backbone,
-        size=network.size or mine.size,
-        parametrisation=network.parametrisation or ("trigonometric" if rotating else mine.parametrisation),
-        heads=("v",) if Need.HEAD in found.card.needs else (),
-        guidance=guidance is not None,
-    )
     return check(
         Experiment(
             system=_system(run, source),
@@ -167,7 +158,7 @@ def distillation(
             plain=plain,
             guidance=guidance,
             jump_weight=1.0,
-            spec=spec,
+            spec=_spec(run, found, plain, network, guidance),
             training=training,
             output=output,
             network=asdict(network),
@@ -176,6 +167,22 @@ def distillation(
             teacher=run,
             inherits=not scratch,
         )
+    )
+
+
+def _spec(
+    teacher: TeacherRun, method: Method, plain: bool, network: Student, guidance: float | None
+) -> ModelSpec:
+    """The student's network: the teacher's, but for what was asked for and what the method needs."""
+    mine = teacher.run.spec
+    rotating = isinstance(interpolant_of(method, plain), Trigonometric)
+    return replace(
+        mine,
+        backbone=network.backbone or mine.backbone,
+        size=network.size or mine.size,
+        parametrisation=network.parametrisation or ("trigonometric" if rotating else mine.parametrisation),
+        heads=("v",) if Need.HEAD in method.card.needs else (),
+        guidance=guidance is not None,
     )
 
 
