@@ -33,10 +33,11 @@ def check(made: Experiment) -> Experiment:
     """The experiment, or a ValueError that says what in it does not fit."""
     _check_numbers(made)
     method, system, guidance = made.method, made.system, made.guidance
-    if made.dropped > 0.0 and dropout_role(method) is None:
-        raise ValueError(f"dropout {made.dropped:g}: {method.name} does not drop labels; flow_matching does")
-    if made.dropped > 0.0 and system.classes is None:
-        raise ValueError(f"dropout {made.dropped:g}: it needs labels, but {system.name} has none here")
+    rate = made.dropout or 0.0
+    if rate > 0.0 and dropout_role(method) is None:
+        raise ValueError(f"dropout {rate:g}: {method.name} does not drop labels; flow_matching does")
+    if rate > 0.0 and system.classes is None:
+        raise ValueError(f"dropout {rate:g}: it needs labels, but {system.name} has none here")
     if method.name == ADAPTERS:
         raise ValueError(
             f"method {method.name}: it trains adapters beside a network, which saltus.nn.GuidanceAdapters "
