@@ -99,6 +99,14 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_memory() -> None:
     assert torch.allclose(alone.sample, whole.sample[[20, 3]], atol=1e-14)
 
 
+@pytest.mark.parametrize("size", [1, 8, 1024])
+def test_of_equal_scores_the_first_counts(size: int) -> None:
+    """Within one slice of candidates and across several; so it is plain sampling where nothing is better."""
+    rng = Streams(3, index=torch.arange(4), dtype=torch.float64)
+    best = best_of(6, EXACT, lambda x, cond: torch.zeros_like(x[:, 0]), rng, (2,), size=size)
+    assert torch.equal(best.noise, prior(rng, (2,)))
+
+
 def test_every_candidate_has_the_condition_of_its_sample() -> None:
     """The labelled mixture: each row's best stays in its class, and the reward sees the class too."""
     mixture = reference_mixture()

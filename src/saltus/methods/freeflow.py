@@ -140,7 +140,8 @@ def freeflow(
     Args:
         student: the flow map of which X_{0,t} learns.
         teacher: the velocity b on the interpolant's path.
-        critic: learns the velocity of the student's samples; a network like the student's.
+        critic: learns the velocity of the student's samples; a network like the student's, and none that
+            teaches, for it is trained.
         interpolant: the path between prior and data.
         times: the law of the prediction's end t.
         levels: the law of the correction's noise level r; it must come close to r = 0, all noise.
@@ -157,6 +158,11 @@ def freeflow(
     if not 0.0 <= share < 1.0:
         raise ValueError(
             f"freeflow: expected a share in [0, 1), got {share}; freeflow_prediction is a share of 1"
+        )
+    if critic_moves < 1:
+        raise ValueError(
+            f"freeflow: expected at least one move of the critic, got {critic_moves}; a critic that does not "
+            "follow the student's samples corrects nothing, freeflow_prediction has none"
         )
     loss: Objective = Distribution(
         student,
