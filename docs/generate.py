@@ -36,7 +36,9 @@ def learns(card: Card) -> str:
     """The object that the method trains, as a formula."""
     if card.sampler is Sampler.ODE:
         return "$b_t$"
-    return "$X_{s,t}$" if card.two_times else "$X_{s,1}$"
+    if card.two_times:
+        return "$X_{s,t}$"
+    return "$X_{s,1}$" if card.sampler is Sampler.RENOISE else "$X_{0,t}$"
 
 
 def needs(card: Card) -> str:

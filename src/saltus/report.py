@@ -40,7 +40,7 @@ class Table:
         from rich.text import Text
 
         out = sys.stdout if stream is None else stream
-        console = Console(file=out, width=None if out.isatty() else 118, highlight=False)
+        console = Console(file=out, width=None if out.isatty() else 140, highlight=False)
         if self.title:  # above, not in the table, which would fold it to its own width
             console.print(Text(self.title, style="bold"))
         drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -44,14 +44,10 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, teacher=2.0),
     threshold=0.45,
-    quick_threshold=0.91,
+    quick_threshold=1.06,
     bias="Euler steps of the teacher in the first stage: O(d) in their length d",
     second_hand=("m the middle", "16 cells", "lengths of the stages", "form of (31)"),
 )
-
-FIRST = 3.0
-"""The share of the first stage, which learns the velocity, among shares of 1."""
-
 
 def pfmm(
     student: NetworkMap,
@@ -101,7 +97,6 @@ def pfmm(
             assert isinstance(target, FlowMap)
             return jump(k, target)
 
-        share = FIRST if k == 1 else 1.0
-        return Stage(f"span {1 << k}/{cells}", build, share, {} if own else {"teacher": Freeze(student)})
+        return Stage(f"span {1 << k}/{cells}", build, produce={} if own else {"teacher": Freeze(student)})
 
     return Stages(tuple(stage(k) for k in range(1, count + 1)))

@@ -135,7 +135,7 @@ def hold(
                 print(f"{name}, seed {seed}: map RMSE {error} at one step, trained in {row['seconds']:.0f} s")
     rows = [[known[name, seed, steps, lr, batch] for seed in seeds] for name in names]
     limits = {name: _limit(name, steps, lr) if problem.bounded else None for name in names}
-    shown = _table(problem.title, limits, rows, f"{steps:,} steps of batch {batch} at {lr:g}")
+    shown = _table(problem.title, limits, rows, f"{steps:,} steps of batch {batch} at {lr:g}", markdown)
     print(shown.markdown()) if markdown else shown.show()
     verdicts = [_verdict(limits[name], found) for name, found in zip(names, rows, strict=True)]
     return int(False in verdicts)
@@ -205,22 +205,31 @@ def _verdict(limit: float | None, rows: Sequence[dict[str, Any]]) -> bool | None
     return None if limit is None else statistics.fmean(r["rmse"]["1"] for r in rows) <= limit
 
 
-def _spread(values: Sequence[float | None]) -> str | None:
+def _spread(values: Sequence[float | None], wide: bool) -> str | None:
+    """The mean, and where there is room half the range; None unless every seed has the figure."""
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return None
     mean = figure(statistics.fmean(known))
-    return f"{mean} ({figure((max(known) - min(known)) / 2)})" if len(known) > 1 else mean
+    return f"{mean} ({figure((max(known) - min(known)) / 2)})" if wide and len(known) > 1 else mean
 
 
 def _table(
-    title: str, limits: Mapping[str, float | None], rows: Sequence[Sequence[dict[str, Any]]], budget: str
+    title: str,
+    limits: Mapping[str, float | None],
+    rows: Sequence[Sequence[dict[str, Any]]],
+    budget: str,
+    wide: bool,
 ) -> Table:
     cells: list[list[Cell]] = []
     bounded = any(limit is not None for limit in limits.values())
     for (name, limit), found in zip(limits.items(), rows, strict=True):
         ok = _verdict(limit, found)
-        figures = [_spread([r[kind].get(str(k)) for r in found]) for kind in ("rmse", "sw") for k in COUNTS]
+        figures = [
+            _spread([r[kind].get(str(k)) for r in found], wide or (kind == "rmse" and k == 1))
+            for kind in ("rmse", "sw")
+            for k in COUNTS
+        ]
         verdict = None if ok is None else "holds" if ok else "MISSED"
         seconds = statistics.fmean(r["seconds"] for r in found)
         cells.append([name, *figures, *([limit, verdict] if bounded else []), seconds])

@@ -126,7 +126,7 @@ def _table(found: Mapping[str, Sequence[Measured]]) -> Table:
     names.append("ms a sample")
     wide = [max(len(n), *(len(figure(row[k])) for row in figures)) for k, n in enumerate(names)]
     kept = list(range(len(names)))
-    room = shutil.get_terminal_size((118, 24)).columns
+    room = shutil.get_terminal_size((140, 24)).columns
     used = sum(max(len(h), *(len(w[k]) for w in words)) + GAP for k, h in enumerate(("run", "sampler")))
     for name in OUTER:
         if used + sum(wide[k] + GAP for k in kept) > room + 1 and name in names:
