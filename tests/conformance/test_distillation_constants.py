@@ -12,13 +12,14 @@ from test_published_constants import U, Z, default
 from torch import Tensor
 
 from saltus.games import Game, Stages, as_game
+from saltus.guidance import LabelDropout
 from saltus.maps import EulerMap
 from saltus.methods import load
 from saltus.nn import MLP, GuidanceAdapters
 from saltus.objectives import Diagonal, Part, Sum
 from saltus.training import initialised
 from saltus.typing import Batch, Condition, Draws, Term
-from saltus.weights import PseudoHuber, Squared
+from saltus.weights import PseudoHuber, Scaled, Squared
 
 SYSTEM = gaussian()
 C = torch.linspace(-0.2, 0.3, 8, dtype=torch.float64)
@@ -169,3 +170,21 @@ def test_adapters_leave_no_strength_to_a_network_that_takes_one_itself() -> None
     assert not torch.allclose(net(x, t, t, strong).u, net(x, t, t, plain).u)
     adapted = initialised(1, lambda: GuidanceAdapters(net, rank=2)).double()
     assert torch.equal(adapted(x, t, t, strong).u, net(x, t, t, plain).u)
+
+
+def test_labels_are_dropped_in_ctm_s_score_matching_alone() -> None:
+    """The jumps learn from the teacher, which knows both branches."""
+    match, jump = objective("ctm", dropout=LabelDropout(0.2)).parts
+    assert match.objective.guidance == LabelDropout(0.2) and jump.objective.guidance is None
+
+
+def test_a_weight_of_the_correction_knows_the_noise_level() -> None:
+    """Its rows' times are (t, t), t the level, in the loss and in the size that is balanced."""
+    by_level = Scaled(Squared(), factor=lambda span: span.s * span.t**2)
+    weighed, plain = (objective("freeflow", share=0.0, weight=w) for w in (by_level, Squared()))
+    batch, rng = pairs(SYSTEM, 64)
+    draws = plain.draw(batch, rng)
+    t = draws["t"]
+    one, other = (loss(batch, draws)["distribution"] for loss in (weighed, plain))
+    assert torch.allclose(one.value, t**3 * other.value, rtol=1e-12)
+    assert torch.allclose(one.slope(), t**3 * other.slope(), rtol=1e-12)

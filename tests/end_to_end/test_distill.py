@@ -16,7 +16,10 @@ from torch import Tensor
 from saltus.cli import main
 from saltus.data import digits
 from saltus.exact import Gaussian
+from saltus.games import Game
+from saltus.guidance import CFG
 from saltus.maps import AverageVelocity
+from saltus.objectives import Distribution, Sum
 from saltus.recipes.evaluate import OWN, TEACHER
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.judged_by_teacher import NEAR, OFF, TeacherTruth
@@ -93,6 +96,24 @@ def test_a_student_starts_as_its_teacher(runs: Path) -> None:
         assert b.norm() > 0.0
         assert (student.average(x, s, torch.maximum(s, t), batch.cond) - b).abs().max() < 1e-6
         assert (made.critic().average(x, s, s, batch.cond) - b).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("between", "wanted"), [((0.2, 0.8), (0.3, 0.8)), ((0.4, 1.0), (0.4, 1.0)), ((0.0, 0.1), (0.3, 0.3))]
+)
+def test_the_correction_is_guided_where_both_intervals_are(
+    runs: Path, between: tuple[float, float], wanted: tuple[float, float]
+) -> None:
+    """The run's own interval, but never nearer to the noise than the method guides: from 0.3."""
+    words = ("--guidance", "3", "--guidance-interval", *(str(t) for t in between))
+    made = experiment_of(runs / "digits", *words)
+    game = made.game(made.model())
+    assert isinstance(game, Game)
+    objective = game.moves[0].objective
+    assert isinstance(objective, Sum)
+    correction = objective.parts[1].objective
+    assert isinstance(correction, Distribution) and isinstance(correction.teacher, CFG)
+    assert correction.teacher.interval == pytest.approx(wanted)
 
 
 def test_another_network_starts_at_random(runs: Path) -> None:
