@@ -143,6 +143,10 @@ class Follow:
     source: nn.Module
     decay: float
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"decay of a moving average: expected a number from 0 to 1, got {self.decay}")
+
     @torch.no_grad()
     def __call__(self) -> None:
         ours = [p.detach() for p in self.target.parameters()]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saltus.streams import Streams
-from saltus.tensors import like
+from saltus.tensors import answered, like
 from saltus.typing import Condition, Velocity
 
 __all__ = ["CFG", "AutoGuidance", "GuidanceInput", "LabelDropout", "guided"]
@@ -91,8 +91,8 @@ class CFG:
             cond = replace(cond, interval=bounds)
         w = like(_strength(cond, self.w, t), x)
         plain = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))
-        free = self.velocity(x, t, plain.nulled())
-        return free + w * (self.velocity(x, t, plain) - free)
+        free = answered(self.velocity(x, t, plain.nulled()), x)
+        return free + w * (answered(self.velocity(x, t, plain), x) - free)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +122,8 @@ class AutoGuidance:
             cond = _labelled(cond)
             w = like(_strength(cond, None, t), x)
             cond = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))
-        weak = self.weak(x, t, cond)
-        return weak + w * (self.velocity(x, t, cond) - weak)
+        weak = answered(self.weak(x, t, cond), x)
+        return weak + w * (answered(self.velocity(x, t, cond), x) - weak)
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,10 @@ class Along:
     tableau: Tableau = EULER
     steps: int = 1
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps along a velocity: expected at least 1, got {self.steps}; 0 stand still")
+
     def __call__(
         self,
         own: FlowMap,
@@ -289,6 +293,10 @@ class Jump:
     """``jumps`` equal jumps of the flow map."""
 
     jumps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.jumps < 1:
+            raise ValueError(f"jumps: expected at least 1, got {self.jumps}; 0 stand still")
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from saltus.tensors import check_times, like
+from saltus.tensors import answered, check_times, like
 from saltus.typing import Condition, Output, Velocity
 
 __all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Trigonometric"]
@@ -151,7 +151,7 @@ class EulerMap:
 
     def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """b_s(x), whatever t is."""
-        return self.b(x, s, cond)
+        return answered(self.b(x, s, cond), x)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """b_t(x)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saltus.guidance import CFG
 from saltus.states import State
-from saltus.tensors import like
+from saltus.tensors import answered, like
 from saltus.typing import Condition, FlowMap, Velocity
 
 __all__ = ["Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
@@ -112,4 +112,4 @@ class Teacher:
     velocity: Velocity
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
-        return self.velocity(state.x, t, cond)
+        return answered(self.velocity(state.x, t, cond), state.x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "answered",
     "check_finite",
     "check_times",
     "frozen",
@@ -103,6 +104,17 @@ def check_times(x: Tensor, **times: Tensor) -> None:
                 f"time {name}: expected float32 or float64 of shape [{x.shape[0]}], "
                 f"got {t.dtype} of shape {shape}; use {fix}"
             )
+
+
+def answered(b: Tensor, x: Tensor) -> Tensor:
+    """What another's velocity said of the states x, or a ValueError if its shape is not theirs: a narrower
+    one would be broadcast without a word."""
+    if b.shape != x.shape:
+        raise ValueError(
+            f"expected a velocity of shape {list(x.shape)}, like its states, got {list(b.shape)}; "
+            "wrap the model in a function that returns that"
+        )
+    return b
 
 
 def check_finite(x: Tensor, name: str) -> None:

@@ -14,6 +14,7 @@ from saltus.interpolants import Interpolant
 from saltus.legs import Jump, Tableau, advance, slide, stages
 from saltus.states import PriorStates, State
 from saltus.streams import Streams
+from saltus.tensors import answered
 from saltus.times import PairLaw, linear_time
 from saltus.typing import Batch, Condition, FlowMap, Velocity
 
@@ -64,7 +65,7 @@ class TrajectoryStates:
         x = PriorStates()(seen, interpolant, torch.zeros_like(times[0]), None).x
         visited: list[tuple[Tensor, Tensor]] = []
         for k, now in enumerate(times):
-            b = self.teacher(x, now, seen.cond)
+            b = answered(self.teacher(x, now, seen.cond), x)
             visited.append((x, b))
             if k + 1 < self.group:
                 x = self._step(x, b, interpolant, now, times[k + 1], seen.cond)
@@ -91,6 +92,9 @@ class RollOut:
 
     student: FlowMap
     jumps: int = 1
+
+    def __post_init__(self) -> None:
+        Jump(self.jumps)  # says what is wrong with their number
 
     @torch.no_grad()
     def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, order: Tensor | None) -> State:

@@ -141,13 +141,13 @@ OTHERS = (
     ("slots", "(1.0 - self.w - self.k) * free", "(1.0 - self.w + self.k) * free"),
     (
         "guidance",
-        "return free + w * (self.velocity",
-        "return free - w * (self.velocity",
+        "return free + w * (answered(",
+        "return free - w * (answered(",
     ),
     (
         "guidance",
-        "(self.velocity(x, t, cond) - weak)",
-        "self.velocity(x, t, cond)",
+        "(answered(self.velocity(x, t, cond), x) - weak)",
+        "answered(self.velocity(x, t, cond), x)",
     ),
     ("legs", "return (x + like(h, x) *", "return (x - like(h, x) *"),
     ("legs", "x0 = (dbeta * x - beta * b) / det", "x0 = (beta * x - beta * b) / det"),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from systems import Perturbed, gaussian, pairs, streams, unfold
+from systems import Perturbed, first, gaussian, objective_of, pairs, streams, unfold
 from test_published_constants import U, Z, default
 from torch import Tensor
 
 from saltus.games import Game, Stages, as_game
 from saltus.guidance import LabelDropout
 from saltus.maps import EulerMap
-from saltus.methods import load
+from saltus.methods import Need, discover, load
 from saltus.nn import MLP, GuidanceAdapters
 from saltus.objectives import Diagonal, Part, Sum
 from saltus.training import initialised
@@ -188,3 +189,36 @@ def test_a_weight_of_the_correction_knows_the_noise_level() -> None:
     one, other = (loss(batch, draws)["distribution"] for loss in (weighed, plain))
     assert torch.allclose(one.value, t**3 * other.value, rtol=1e-12)
     assert torch.allclose(one.slope(), t**3 * other.slope(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n, m in discover().items() if Need.TEACHER in m.card.needs])
+@pytest.mark.parametrize("shape", [(), (1,), (32, 1), (32,)])
+def test_a_teacher_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    """Each of these would be broadcast in a difference, and train something else."""
+
+    def wrong(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        return torch.zeros(shape if shape[:1] != (32,) else (len(x), *shape[1:]), dtype=x.dtype)
+
+    system = gaussian()
+    student = Perturbed(system.exact, C)
+    game = first(load(name).wired(student, teacher=wrong, critic=student))
+    batch, rng = pairs(system, 32)
+    batch = replace(batch, cond=Condition(label=torch.zeros(32, dtype=torch.int64)))
+    if isinstance(game, Game) and game.prepare is not None:
+        batch = game.prepare(batch)
+    objective = objective_of(game)
+    with pytest.raises(ValueError, match="expected a velocity of shape"):
+        objective(batch, objective.draw(batch, rng))
+
+
+def test_counts_and_shares_that_say_nothing_are_refused() -> None:
+    for name, options, what in (
+        ("endpoint", {"solver_steps": 0}, "steps along a velocity: expected at least 1, got 0"),
+        ("ctm", {"solver_steps": 0}, "steps along a velocity: expected at least 1, got 0"),
+        ("ctm", {"decay": 2.0}, "decay of a moving average"),
+        ("on_policy", {"jumps": 0}, "jumps: expected at least 1, got 0"),
+        ("boot", {"boundary": 0.0}, "share of rows at the boundary"),
+        ("boot", {"boundary": 1.0}, "share of rows at the boundary"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            objective(name, **options)

@@ -98,6 +98,11 @@ def boot(
             velocities for the boundary and for the derivative.
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
+    if not 0.0 < boundary < 1.0:
+        raise ValueError(
+            f"boot: expected a share of rows at the boundary in (0, 1), got {boundary}; an eighth is usual, "
+            "and without any nothing fixes where the signal begins"
+        )
     velocity, states = Teacher(guided(teacher, guidance)), PriorStates()
     squared = weight or Squared()
     start = Diagonal(

@@ -38,7 +38,7 @@ from saltus.guidance import GuidanceInput
 from saltus.interpolants import Interpolant, Linear, path
 from saltus.states import PriorStates, locate
 from saltus.streams import Streams
-from saltus.tensors import full_like_rows, sg
+from saltus.tensors import answered, full_like_rows, sg
 from saltus.times import Law, Uniform
 from saltus.typing import Batch, Condition, Draws, FlowMap, Objective, Term, Velocity
 from saltus.weights import Span, Squared, Weight, slope
@@ -81,7 +81,7 @@ class Distribution:
         u, start, cond = _jump(self.student, self.interpolant, self.guidance, batch, draws)
         with torch.no_grad():
             x, _ = path(self.interpolant, n.to(u.dtype), start + u, t)
-            delta = self.critic.velocity(x, t, cond) - self.teacher(x, t, cond)
+            delta = self.critic.velocity(x, t, cond) - answered(self.teacher(x, t, cond), x)
         error, span = delta + (u - sg(u)), Span(t, t)
         steep = partial(slope, self.weight, error, span)
         return {"distribution": Term(self.weight(error, span), slope=steep)}
