@@ -315,6 +315,14 @@ def test_a_share_of_one_names_the_method_that_it_is() -> None:
         freeflow(players()[0], teacher=SYSTEM.velocity, critic=players()[1], share=1.0)  # type: ignore[arg-type]
 
 
+def test_a_critic_that_teaches_is_told() -> None:
+    """It would be trained, and the correction would vanish for ever."""
+    net = Perturbed(gaussian().exact, torch.zeros(8, dtype=torch.float64))
+    for teacher in (net, net.velocity):
+        with pytest.raises(ValueError, match="critic apart from the teacher"):
+            freeflow(Perturbed(gaussian().exact, net.c), teacher=teacher, critic=net)  # type: ignore[arg-type]
+
+
 def test_a_balance_needs_two_sizes() -> None:
     moving, critic, _ = players()
     diagonal = Diagonal(moving)

@@ -375,3 +375,12 @@ def test_a_briefly_trained_network_passes(interpolant: Interpolant) -> None:
                 probe(other, (2,), rng)
         with pytest.raises(ValueError, match="teacher: expected"):
             probe(lambda x, t, cond=None: net.velocity(x, t / 1000, cond), (2,), rng)
+
+
+def test_a_teacher_that_answers_in_two_ways_is_told() -> None:
+    """Active dropout: a run would not be a function of its seed."""
+    law, drop = reference_mixture(), nn.Dropout(0.5)
+    with pytest.raises(ValueError, match="the same answer to the same question.*eval"):
+        probe(lambda x, t, cond=None: law(drop(x), t), (2,))
+    drop.eval()
+    probe(lambda x, t, cond=None: law(drop(x), t), (2,))

@@ -30,6 +30,8 @@ References:
 
 from __future__ import annotations
 
+import inspect
+
 from saltus.autodiff import Derivative, Forward
 from saltus.games import Game, Move, student_move
 from saltus.guidance import GuidanceInput, guided
@@ -155,6 +157,8 @@ def freeflow(
         correction_interval: the same in the correction, the paper's more cautious at high noise.
         critic_moves: of the critic in a step, each after the first on noise of its own.
     """
+    if teacher is critic or (inspect.ismethod(teacher) and teacher.__self__ is critic):
+        raise ValueError("freeflow: expected a critic apart from the teacher, got the same network; copy it")
     if not 0.0 <= share < 1.0:
         raise ValueError(
             f"freeflow: expected a share in [0, 1), got {share}; freeflow_prediction is a share of 1"

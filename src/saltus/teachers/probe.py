@@ -53,7 +53,7 @@ def probe(
     independent: bool = True,
     guided: bool = False,
 ) -> None:
-    """Ask a teacher at both ends of time and along eight Euler steps of its own; eleven or twelve calls.
+    """Ask a teacher at both ends of time and along eight Euler steps of its own; a dozen calls or so.
 
     Args:
         velocity: on the student's path, b_t(x).
@@ -66,7 +66,8 @@ def probe(
 
     Raises:
         ValueError: for a teacher that raises, returns something else than finite numbers in the shape,
-            dtype and device of x, has the wrong slopes (see the module), or ignores labels though guided.
+            dtype and device of x, answers one question in two ways, has the wrong slopes (see the module), or
+            ignores labels though guided.
 
     >>> from saltus.exact import reference_mixture
     >>> probe(reference_mixture(), (2,))
@@ -81,6 +82,11 @@ def probe(
     start, end = _ends(interpolant)
     x = float(start.alpha) * rng.normal("probe", *shape)
     first = _asked(velocity, x, 0.0, cond)
+    if not torch.equal(first, _asked(velocity, x, 0.0, cond)):
+        raise ValueError(
+            "teacher: expected the same answer to the same question, got two; dropout may be on, so "
+            "call eval() on it first, or it draws noise of its own"
+        )
     z, last = _walk(velocity, x, first, cond)
     if independent:
         mirrored = _asked(velocity, -x, 0.0, cond)
