@@ -7,6 +7,7 @@ fixed before the first run: 2,500 steps of batch 512, AdamW at 1e-3 falling alon
 weights and levels, an average of the student's weights of decay 0.995. Judged are 8,192 one-step samples.
 
     parts       joint, prediction alone and correction alone at widths 16, 32 and 64 (three layers)
+    plain       joint and prediction alone at width 16 with k = 0, the squared error
     exponent    k = 0, 0.5, 1 of the prediction's weight, alone and joint
     range       the levels of the correction: noise up to 0.6 only (t >= 0.4 here), all, and the default's
     guidance    the times in which the correction's teacher is guided, on the labelled mixture, w in [1, 4]
@@ -258,6 +259,8 @@ def runs(part: str, seeds: tuple[int, ...], steps: int) -> list[Run]:
         if part == "parts":
             arms = [(a, w) for w in (16, 32, 64) for a in ("joint", "prediction", "correction")]
             found += [Run(arm, width, seed, steps=steps) for arm, width in arms]
+        elif part == "plain":
+            found += [Run(arm, 16, seed, 0.0, steps=steps) for arm in ("joint", "prediction")]
         elif part == "exponent":
             each = [(a, k) for a in ("prediction", "joint") for k in (0.0, 0.5, 1.0)]
             found += [Run(arm, 32, seed, k, steps=steps) for arm, k in each]
@@ -270,7 +273,7 @@ def runs(part: str, seeds: tuple[int, ...], steps: int) -> list[Run]:
     return found
 
 
-PARTS = ("parts", "exponent", "range", "guidance")
+PARTS = ("parts", "plain", "exponent", "range", "guidance")
 
 
 def spread(rows: list[Row], name: str) -> str | None:
@@ -290,7 +293,7 @@ def mean(rows: list[Row], name: str) -> float | None:
 
 def tables(part: str, rows: list[Row]) -> list[Table]:
     """What a part found."""
-    names = {"parts": "width", "exponent": "k", "range": "levels", "guidance": "interval"}
+    names = {"parts": "width", "plain": "width", "exponent": "k", "range": "levels", "guidance": "interval"}
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((str(row[names[part]]), row["arm"]), []).append(row)
@@ -329,7 +332,7 @@ class Options:
     """What is measured.
 
     Attributes:
-        parts: which of the four; all by default.
+        parts: which of the five; all by default.
         seeds: one training each.
         out: results, one JSON line each; read first, so an interrupted run goes on.
         quick: 100 steps of one seed, to see that it runs.
