@@ -7,7 +7,8 @@ fixed before the first run: 2,500 steps of batch 512, AdamW at 1e-3 falling alon
 weights and levels, an average of the student's weights of decay 0.995. Judged are 8,192 one-step samples.
 
     parts       joint, prediction alone and correction alone at widths 16, 32 and 64 (three layers)
-    plain       joint and prediction alone at width 16 with k = 0, the squared error
+    plain       joint and prediction alone at width 16 with k = 0, the squared error (added when the others
+                were known)
     exponent    k = 0, 0.5, 1 of the prediction's weight, alone and joint
     range       the levels of the correction: noise up to 0.6 only (t >= 0.4 here), all, and the default's
     guidance    the times in which the correction's teacher is guided, on the labelled mixture, w in [1, 4]
