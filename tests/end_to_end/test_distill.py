@@ -226,6 +226,38 @@ def test_dry_run_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_no_student_replaces_its_teacher(
+    runs: Path, dry: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor the run whose folder the teacher is in: by default that of a recipe that trained it."""
+    shutil.copytree(runs / "points", "runs/gaussian-freeflow/teacher")
+    shutil.copytree(runs / "student", "runs/gaussian-freeflow", dirs_exist_ok=True)
+    before = snapshot(Path("runs"))
+    for teacher in ("runs/gaussian-freeflow/teacher", "runs/gaussian-freeflow/teacher/model.safetensors"):
+        assert main(["distill", teacher, *TINY, "--overwrite", *dry]) == 2
+        assert "choose another with --out" in capsys.readouterr().err
+    assert snapshot(Path("runs")) == before
+    apart = ["distill", "runs/gaussian-freeflow/teacher", *TINY, "--out", "runs/gaussian-freeflo"]
+    assert main([*apart, *dry]) == 0
+
+
+def test_a_strength_of_guidance_is_checked_and_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", str(runs / "digits"), *TINY, "--guidance", "3", "--out", "guided"]) == 0
+    for w in ("1", "3"):
+        assert main(["sample", "guided", "--w", w]) == 0
+    assert capsys.readouterr().err == ""
+    for w in ("0.5", "4"):
+        assert main(["sample", "guided", "--w", w]) == 0
+        assert "learned strengths from 1 to 3" in capsys.readouterr().err
+    pictures = {w: Path(f"guided/samples-seed0-w{w}.png").read_bytes() for w in ("1", "3", "0.5", "4")}
+    assert len(set(pictures.values())) == 4
+    assert main(["sample", "guided", "--w", "nan"]) == 2
+    assert "expected a finite strength" in capsys.readouterr().err
+    assert main(["sample", str(runs / "student"), "--w", "2"]) == 2
+    assert "was not trained with --guidance" in capsys.readouterr().err
+
+
 def test_an_interruption_leaves_nothing_half_written(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,8 +328,10 @@ def mistakes(runs: Path) -> dict[str, list[str]]:
         "a teacher with labels": ["distill", points, "--guidance", "3"],
         "without label dropout": ["distill", undropped, "--guidance", "3"],
         "above 1 (1 is no guidance)": ["distill", digits, "--guidance", "0.5"],
-        "two times from 0": ["distill", digits, "--guidance", "3", "--guidance-interval", "0.9", "0.1"],
         "expected --guidance with it": ["distill", digits, "--guidance-interval", "0.1", "0.9"],
+        "apart from the teacher": ["distill", points, "--out", points, "--overwrite"],
+        "names no teacher": ["distill", str(runs / "points" / "options.json")],
+        "the smaller first": ["distill", digits, "--guidance", "3", "--guidance-interval", "0.9", "0.1"],
         "add --overwrite": ["distill", points, "--out", str(runs / "student")],
         "at least 1": ["distill", points, "--steps", "0"],
         "put it back": ["distill", "orphan.json"],

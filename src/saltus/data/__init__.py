@@ -1,7 +1,8 @@
-"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits."""
+"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits; or only noise."""
 
 from saltus.data.arrays import ArrayData
 from saltus.data.digits import digits
+from saltus.data.noise import Noise
 from saltus.data.pairs import Pairs
 from saltus.data.toy import (
     Checkerboard,
@@ -18,6 +19,7 @@ from saltus.data.toy import (
 __all__ = [
     "ArrayData",
     "Checkerboard",
+    "Noise",
     "Pairs",
     "Source",
     "circles",

@@ -65,7 +65,10 @@ def check(made: Experiment) -> Experiment:
         raise ValueError("dropout 0: guidance needs the velocity without labels; drop --dropout")
     low, high = made.interval or (0.0, 1.0)
     if not 0.0 <= low < high <= 1.0:
-        raise ValueError(f"guidance interval: expected two times from 0 (noise) to 1, got {low:g} {high:g}")
+        raise ValueError(
+            f"guidance interval: expected two times from 0 (noise) to 1 (data), the smaller first, got "
+            f"{low:g} {high:g}; 0.2 0.9, for example"
+        )
     return made
 
 

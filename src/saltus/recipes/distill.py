@@ -55,5 +55,12 @@ def distill(args: Sequence[str]) -> int:
     if not args or args[0] in HELP:
         sys.stdout.write(usage())
         return 0
-    made = experiment(args[0], args[1:]) if args[0].endswith(".json") else distilled(Path(args[0]), args[1:])
+    if not args[0].endswith(".json"):
+        return carry_out(distilled(Path(args[0]), args[1:]))
+    made = experiment(args[0], args[1:])
+    if made.teacher is None:
+        raise ValueError(
+            f"{args[0]}: expected the options of a distillation, got those of {made.name}, which names no "
+            f"teacher; saltus run {args[0]} repeats it, saltus distill {Path(args[0]).parent} learns from it"
+        )
     return carry_out(made)

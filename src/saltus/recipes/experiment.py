@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from saltus import __version__
+from saltus.data import Noise
 from saltus.games import Game, Stages, as_game
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant
@@ -19,7 +20,7 @@ from saltus.recipes.opened import Finished
 from saltus.recipes.options import Output, Training
 from saltus.recipes.parts import dropout_role, emphasised, interpolant_of
 from saltus.recipes.system import Judge, System
-from saltus.recipes.teacher import Interval, Noise, TeacherRun, open_teacher
+from saltus.recipes.teacher import Interval, TeacherRun, open_teacher
 from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.teachers import teacher as on_path
@@ -218,6 +219,7 @@ class Experiment:
             "recipe": self.system.name,
             "plain": self.plain,
             "dropout": self.dropped,
+            "guidance": self.guidance,
             "steps": self.training.steps,
             "saltus": __version__,
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,9 +71,11 @@ def sample(
     count = shown(done.spec.shape) if n is None else n
     if count < 1:
         raise ValueError(f"n: expected at least one sample, got {count}")
-    path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}.png"
+    guided = "" if w is None else f"-w{w:g}"
+    path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}{guided}.png"
     check_out(path, (PICTURE, ARRAY))
     labels = _labels(done, label, count)
+    _check_strength(done, w)
     parts = [(said(k), _draw(done, k, count, seed, labels, w)) for k in steps]
     with whole(path) as draft:
         if path.suffix == ARRAY:
@@ -79,8 +83,10 @@ def sample(
         elif len(parts) == 1 and len(done.spec.shape) == 3 and count > shown(done.spec.shape):
             _sheet(parts[0][1]).save(draft)
         else:
-            picture(f"{done.name}, seed {seed}", parts, labels).save(draft)
-    print(f"{len(parts)} × {count} samples of {done.name} at {', '.join(map(str, steps))} steps: {path}")
+            title = f"{done.name}, seed {seed}" + ("" if w is None else f", w = {w:g}")
+            picture(title, parts, labels).save(draft)
+    at = ", ".join(map(str, steps)) + (" step" if steps == (1,) else " steps")
+    print(f"{len(parts)} × {count} samples of {done.name} at {at}: {path}")
 
 
 def check_out(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -109,10 +115,21 @@ def _labels(done: Finished, label: int | None, count: int) -> Tensor | None:
     return torch.full((count,), label)
 
 
-def _draw(done: Finished, k: int, count: int, seed: int, labels: Tensor | None, w: float | None) -> Tensor:
-    if w is not None and not done.spec.guidance:
-        raise ValueError(f"w {w}: {done.name} was not trained with --guidance; drop --w")
+def _check_strength(done: Finished, w: float | None) -> None:
+    """Raise a ValueError for a strength that means nothing; say so if it was not learned."""
+    if w is None:
+        return
+    if not done.spec.guidance:
+        raise ValueError(f"w {w:g}: {done.name} was not trained with --guidance; drop --w")
+    if not math.isfinite(w):
+        raise ValueError(f"w: expected a finite strength of guidance, got {w}; 1 is none")
+    high = math.inf if done.guidance is None else done.guidance
+    if not 1.0 <= w <= high:
+        learned = "from 1 on" if math.isinf(high) else f"from 1 to {high:g}"
+        print(f"w {w:g}: {done.name} learned strengths {learned}; this is a guess", file=sys.stderr)
 
+
+def _draw(done: Finished, k: int, count: int, seed: int, labels: Tensor | None, w: float | None) -> Tensor:
     def some(rng: Streams, places: Tensor) -> Tensor:
         x0 = prior(rng, done.spec.shape, done.interpolant)
         label = None if labels is None else labels[places]

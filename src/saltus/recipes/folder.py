@@ -40,8 +40,13 @@ OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
 SAMPLES, EVALUATION = "samples.png", "evaluation.json"
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ValueError unless a run may be written to ``folder``."""
+def check_free(folder: Path, overwrite: bool, teacher: Path | None = None) -> None:
+    """Raise a ValueError unless a run may be written to ``folder``; what it learns from stays there."""
+    if teacher is not None and folder.resolve() in (teacher.resolve(), *teacher.resolve().parents):
+        raise ValueError(
+            f"run folder {folder}: expected one apart from the teacher, got the one that {teacher} is in; "
+            "choose another with --out"
+        )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run folder {folder}: expected a folder, got a file; choose another with --out")
     if folder.exists() and not (folder / OPTIONS).exists() and any(folder.iterdir()):

@@ -29,6 +29,7 @@ class Finished:
         recipe: whose data it learned.
         dropout: the rate at which labels were dropped in training.
         weights: the file.
+        guidance: the largest strength of guidance that it learned; None if it learned none, or does not say.
     """
 
     model: NetworkMap
@@ -38,6 +39,7 @@ class Finished:
     recipe: str
     dropout: float
     weights: Path
+    guidance: float | None = None
 
     @property
     def name(self) -> str:
@@ -64,4 +66,6 @@ def open_run(run: Path, raw: bool = False) -> Finished:
     interpolant = interpolant_of(method, bool(meta["plain"]))
     model = model.eval().requires_grad_(False)
     recipe, dropout = str(meta["recipe"]), float(meta.get("dropout", 0.0))
-    return Finished(model, spec, method, interpolant, recipe, dropout, path)
+    strength = meta.get("guidance")
+    high = float(strength) if isinstance(strength, int | float) else None
+    return Finished(model, spec, method, interpolant, recipe, dropout, path, high)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro import conf
 
+from saltus.data import Noise
 from saltus.interpolants import Trigonometric
 from saltus.methods import Method, Need
 from saltus.methods import discover as discover_methods
@@ -25,7 +26,7 @@ from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Output, Student, Training, as_arguments, parse
 from saltus.recipes.parts import interpolant_of
 from saltus.recipes.system import Judge, System
-from saltus.recipes.teacher import Noise, TeacherRun, open_teacher
+from saltus.recipes.teacher import TeacherRun, open_teacher
 from saltus.streams import Streams
 from saltus.typing import Batch
 

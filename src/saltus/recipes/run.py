@@ -76,9 +76,13 @@ def carry_out(made: Experiment) -> int:
     return 0
 
 
+def _check_free(made: Experiment) -> None:
+    check_free(made.folder, made.output.overwrite, None if made.teacher is None else made.teacher.place)
+
+
 def preview(made: Experiment) -> None:
     """Print what would run: the parts, the parameters and the time, measured over a few steps."""
-    check_free(made.folder, made.output.overwrite)
+    _check_free(made)
     print(f"would train {made.name} into {made.folder}/")
     print("(nothing is written now)")
     if made.first is None:
@@ -143,7 +147,7 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
         rows = [row for row in all_samplers(made, model, x0, labels, rng, PICTURED) if row.pictured]
         rows = sorted(rows, key=lambda row: row.group is EULERS)  # Euler's last
         parts = [(row.label, row.sample()) for row in rows]
-    picture(f"{made.name}: the same noise by {len(parts)} samplers", parts, labels).save(path)
+    picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(path)
 
 
 def _trained(made: Experiment, folder: Path) -> NetworkMap:
@@ -159,6 +163,7 @@ def _trained(made: Experiment, folder: Path) -> NetworkMap:
 
 def execute(made: Experiment) -> list[Measured]:
     """Train, draw, save and measure; the folder appears when the weights are in it."""
+    _check_free(made)
     with fresh(made.folder, made.output.overwrite) as folder:
         if made.first is not None:
             (folder / TEACHER).mkdir()

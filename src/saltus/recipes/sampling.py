@@ -18,9 +18,8 @@ __all__ = ["check_steps", "draw"]
 def check_steps(card: Card, name: str, steps: int) -> None:
     """Raise a ValueError unless the card allows this many steps."""
     if steps not in card.steps:
-        raise ValueError(
-            f"steps: {name} gives meaningful samples at {', '.join(map(str, card.steps))} steps, got {steps}"
-        )
+        some = ", ".join(map(str, card.steps)) + (" step" if card.steps == (1,) else " steps")
+        raise ValueError(f"steps: {name} gives meaningful samples at {some}, got {steps}")
 
 
 @torch.no_grad()

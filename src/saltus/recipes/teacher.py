@@ -1,4 +1,4 @@
-"""A finished run as a teacher, and what a student without data learns from: noise."""
+"""A finished run as a teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saltus.teachers import teacher as on_path
 from saltus.tensors import full_like_rows, like
 from saltus.typing import Batch, Condition, Velocity
 
-__all__ = ["Interval", "Noise", "TeacherRun", "guided_between", "has_velocity", "open_teacher"]
+__all__ = ["Interval", "TeacherRun", "guided_between", "has_velocity", "open_teacher"]
 
 SOLVED = 64
 """Heun steps of the ODE that says where a teacher sends noise."""
@@ -104,23 +104,6 @@ def open_teacher(place: Path) -> TeacherRun:
             f"jumps to t = 1; train a teacher with saltus run {run.recipe}-flow_matching"
         )
     return TeacherRun(run, place.resolve())
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Batches without data: x0 ~ N(0, I), labels uniform over the classes.
-
-    >>> batch = Noise((2,), classes=3)(Streams(seed=0, index=torch.arange(4)))
-    >>> batch.x1 is None, batch.cond.label.shape
-    (True, torch.Size([4]))
-    """
-
-    shape: tuple[int, ...]
-    classes: int | None = None
-
-    def __call__(self, rng: Streams) -> Batch:
-        label = None if self.classes is None else rng.integers("label", self.classes)
-        return Batch(rng.normal("x0", *self.shape), None, None if label is None else Condition(label=label))
 
 
 def guided_between(cond: Condition | None, interval: tuple[float, float] | None) -> Condition | None:
