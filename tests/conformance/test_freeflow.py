@@ -321,6 +321,8 @@ def test_a_critic_that_teaches_is_told() -> None:
     for teacher in (net, net.velocity):
         with pytest.raises(ValueError, match="critic apart from the teacher"):
             freeflow(Perturbed(gaussian().exact, net.c), teacher=teacher, critic=net)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="critic apart from the student"):
+        freeflow(net, teacher=SYSTEM.velocity, critic=net)  # type: ignore[arg-type]
 
 
 def test_a_balance_needs_two_sizes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -384,3 +385,16 @@ def test_a_teacher_that_answers_in_two_ways_is_told() -> None:
         probe(lambda x, t, cond=None: law(drop(x), t), (2,))
     drop.eval()
     probe(lambda x, t, cond=None: law(drop(x), t), (2,))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"prediction": "noise"}, "Prediction.NOISE.*got 'noise'"),
+        ({"interpolant": VP}, "interpolant to be an interpolant such as VP"),
+        ({"onto": "linear"}, "onto to be an interpolant such as VP.*got 'linear'"),
+    ],
+)
+def test_what_is_no_path_or_prediction_is_told(words: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        teacher(reference_mixture(), **words)

@@ -153,9 +153,9 @@ def load(name: str) -> Method:
     """One method by name, or a ValueError with near matches."""
     found = discover()
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=3) or sorted(found)
+        near = difflib.get_close_matches(name, found, n=3)
+        hint = f", did you mean {', '.join(near)}?" if near else ""
         raise ValueError(
-            f"method {name!r}: expected one of the {len(found)} known (saltus methods lists them), "
-            f"did you mean {', '.join(near)}?"
+            f"method {name!r}: expected one of the {len(found)} known (saltus methods lists them){hint}"
         )
     return found[name]

@@ -159,6 +159,8 @@ def freeflow(
     """
     if teacher is critic or (inspect.ismethod(teacher) and teacher.__self__ is critic):
         raise ValueError("freeflow: expected a critic apart from the teacher, got the same network; copy it")
+    if student is critic:
+        raise ValueError("freeflow: expected a critic apart from the student, got the same network; copy it")
     if not 0.0 <= share < 1.0:
         raise ValueError(
             f"freeflow: expected a share in [0, 1), got {share}; freeflow_prediction is a share of 1"

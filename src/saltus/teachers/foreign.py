@@ -76,14 +76,15 @@ def teacher(
         prediction: what it predicts.
         onto: the student's path.
         clock: a time of ``interpolant`` (0 is noise), [B], to the model's own time argument: for instance
-            ``lambda t: 1 - t``, an index ``lambda t: 999 * (1 - t)``, or the logarithm of the noise level,
+            ``lambda t: 1 - t``, an index ``lambda t: 999 * (1 - t)`` (``(999 * (1 - t)).round().long()`` for
+            a model that looks it up in a table), or the logarithm of the noise level,
             ``lambda t: VE()(t).alpha.log()``.
         between: the times of ``interpolant``, in our t, outside of which the model is not asked.
         conditional: whether the model takes a condition; False calls model(x, time), and labels are refused.
 
     Raises:
         ValueError: if the prediction says nothing at an end of ``between``, or a flow map is given a
-            prediction, a clock or no condition.
+            prediction, a clock or no condition; or for something else than a Prediction or an interpolant.
 
     >>> import torch
     >>> from saltus.exact import Gaussian
@@ -96,6 +97,12 @@ def teacher(
     >>> bool((b(x, t) - Gaussian(torch.tensor([1.0]), 0.25, Trigonometric())(x, t)).abs() < 1e-6)
     True
     """
+    if not isinstance(prediction, Prediction):
+        kinds = ", ".join(f"Prediction.{kind.name}" for kind in Prediction)
+        raise ValueError(f"teacher: expected a prediction of {kinds}, got {prediction!r}")
+    for name, path in (("interpolant", interpolant), ("onto", onto)):
+        if isinstance(path, type) or not callable(path):
+            raise ValueError(f"teacher: expected {name} to be an interpolant such as VP(), got {path!r}")
     if isinstance(model, FlowMap):
         if prediction is not Prediction.VELOCITY or clock is not None or not conditional:
             raise ValueError(
