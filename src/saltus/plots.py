@@ -239,7 +239,7 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_title(name, fontsize=10)
         _tidy(axes)
-    widest = 0.7 + 0.09 * max(map(len, seen), default=0)  # inches of one entry: its line and its letters
+    widest = 0.55 + 0.08 * max(map(len, seen), default=0)  # inches of one entry: its line and its letters
     columns = max(1, min(4, len(seen), int(figure.get_figwidth() / widest)))
     legend = figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=columns)
     legend.set_frame_on(False)

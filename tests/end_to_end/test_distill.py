@@ -219,6 +219,8 @@ def test_dry_run_writes_nothing(
     words: list[str], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [word.replace("TEACHER", str(runs / "points")) for word in words]
+    assert main(["run", "mixture-freeflow", "--batch", "16", "--dry-run"]) == 0
+    assert "the exact velocity of mixture; the student starts at random" in capsys.readouterr().out
     assert main([*command, "--batch", "16", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "none is read" in said and "ms a step" in said and "starts with its weights" in said

@@ -212,8 +212,9 @@ def tables(lines: Sequence[Measured], title: str, against: str = "") -> list[Tab
         return [_table(lines, names, title)]
     beside = [n for n in (OFF, NEAR) if n in names]
     note = (
-        f"{OFF}: distance to where the teacher's ODE of {ODE_STEPS} steps sends the same noise, in units of\n"
-        f"its samples' spread. {NEAR}: energy distance to its samples from other noise."
+        f"{OFF}: distance to where the teacher's ODE of {ODE_STEPS} steps sends the same\n"
+        f"noise, in units of its samples' spread. {NEAR}: energy distance to its\n"
+        "samples from other noise.\n"
     )
     parts = [_table([m for m in lines if OFF in m.figures or NEAR in m.figures], beside, title, note)]
     rest = [n for n in names if n not in beside]

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from saltus.maps import NetworkMap
+from saltus.methods import Need
 from saltus.methods import discover as discover_methods
 from saltus.nn import parameter_count
 from saltus.recipes import discover
@@ -114,6 +115,8 @@ def _preview(made: Experiment) -> float:
     if made.teacher is not None:
         start = "with its weights" if made.starts_as_teacher else "at random"
         print(f"  teacher      {made.teacher.run.name}; the student starts {start}")
+    elif Need.TEACHER in made.method.card.needs:
+        print(f"  teacher      the exact velocity of {made.system.name}; the student starts at random")
     if made.teacher is not None or made.data_free:
         given = made.own.get("data") or made.system.name
         print(f"  data         {'none is read' if made.data_free else given}")
