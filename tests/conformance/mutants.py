@@ -130,7 +130,7 @@ OTHERS = (
     ("weights", "weight(e, span), (fixed,), (unit,)", "weight(e, span), (fixed,), (fixed,)"),
     ("weights", "size = value / _size(error) if", "size = value if"),
     ("guidance", "cond = replace(cond, interval=bounds)", "cond = replace(cond)"),
-    ("methods.freeflow", "gradient=Gradient.TARGET", "gradient=Gradient.TIME"),
+    ("methods.freeflow", "gradient=Gradient.TARGET", "gradient=Gradient.FULL"),
     ("methods.freeflow", "LogitNormal(-0.8)", "LogitNormal(0.8)"),
     ("methods.freeflow", "guidance, correction_interval)", "guidance, prediction_interval)"),
     ("methods.freeflow", "interpolant, guidance)\n    follow", "interpolant)\n    follow"),

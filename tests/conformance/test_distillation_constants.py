@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -201,7 +202,7 @@ def test_a_teacher_of_another_shape_is_refused(name: str, shape: tuple[int, ...]
 
     system = gaussian()
     student = Perturbed(system.exact, C)
-    game = first(load(name).wired(student, teacher=wrong, critic=student))
+    game = first(load(name).wired(student, teacher=wrong, critic=deepcopy(student)))
     batch, rng = pairs(system, 32)
     batch = replace(batch, cond=Condition(label=torch.zeros(32, dtype=torch.int64)))
     if isinstance(game, Game) and game.prepare is not None:

@@ -5,6 +5,7 @@ teacher it is given, each row at the strength that its student is told.
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from dataclasses import dataclass
 
 import pytest
@@ -61,7 +62,8 @@ def values(name: str, teacher: Velocity, w: float) -> list[Tensor]:
     taken = inspect.signature(method.build).parameters
     options = {**method.card.plain, **{k: None for k in taken if k.endswith("_interval")}}
     student = Perturbed(gaussian().exact, torch.linspace(-0.2, 0.3, 8, dtype=torch.float64))
-    built = first(method.wired(student, teacher=teacher, critic=student, guidance=Always(w), **options))
+    critic = deepcopy(student)
+    built = first(method.wired(student, teacher=teacher, critic=critic, guidance=Always(w), **options))
     rng = Streams(0, index=torch.arange(32), dtype=torch.float64)
     x1, label = LAW.sample(rng)
     batch = Batch(rng.normal("x0", 2), x1, Condition(label=label), torch.tensor(0.3).double())

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import inspect
 
-from saltus.autodiff import Derivative, Forward
+from saltus.autodiff import Derivative, TwoPass
 from saltus.games import Game, Move, student_move
 from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
@@ -52,7 +52,7 @@ PREDICTION = Card(
     sampler=Sampler.JUMPS,
     steps=(1,),
     two_times=False,
-    cost=Cost(live_jvp=1.0, teacher=1.0),
+    cost=Cost(live=1.0, stopped_jvp=1.0, teacher=1.0),
     threshold=0.28,
     quick_threshold=1.13,
     plain={"weight": Squared()},
@@ -66,7 +66,7 @@ CARD = Card(
     sampler=Sampler.JUMPS,
     steps=(1,),
     two_times=False,
-    cost=Cost(live=1.25, live_jvp=0.75, stopped=1.25, teacher=1.0),
+    cost=Cost(live=2.0, stopped=1.25, stopped_jvp=0.75, teacher=1.0),
     threshold=None,
     quick_threshold=1.07,
     plain={"weight": Squared()},
@@ -88,7 +88,7 @@ def freeflow_prediction(
     interpolant: Interpolant = Linear(),
     times: Law = Uniform(),
     k: float = 1.0,
-    near: Derivative = Forward(),
+    near: Derivative = TwoPass(),
     weight: Weight | None = None,
     guidance: GuidanceInput | None = None,
     prediction_interval: tuple[float, float] | None = None,
@@ -101,7 +101,8 @@ def freeflow_prediction(
         interpolant: the path between prior and data.
         times: the law of the end t.
         k: exponent of the weight, 0 for the squared error.
-        near: how the derivative in time is taken; it carries no gradient.
+        near: how the derivative in time is taken; it carries no gradient, so two passes need a third of
+            the memory.
         weight: error -> loss; None is the paper's with its exponent k.
         guidance: learn the map of the guided teacher, its strength an input of the network.
         prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
@@ -130,7 +131,7 @@ def freeflow(
     share: float = 0.75,
     alpha: float = 1.0,
     k: float = 1.0,
-    near: Derivative = Forward(),
+    near: Derivative = TwoPass(),
     weight: Weight | None = None,
     guidance: GuidanceInput | None = None,
     prediction_interval: tuple[float, float] | None = None,
