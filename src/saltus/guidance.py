@@ -189,7 +189,8 @@ def guided(
         interval: the times between which it guides, instead of the rows' own; None keeps those.
 
     Raises:
-        ValueError: for an interval of a teacher that takes the rows' strengths in its own way.
+        ValueError: for an interval of a teacher that takes the rows' strengths in its own way, or strengths
+            for a CFG that has one already.
 
     >>> from saltus.exact import reference_mixture
     >>> b, weak = reference_mixture(), reference_mixture()
@@ -200,6 +201,11 @@ def guided(
     """
     if guidance is None:
         return teacher
+    if isinstance(teacher, CFG) and teacher.w is not None:  # CFG of CFG(b, w') has the strength w w'
+        raise ValueError(
+            f"guidance: expected a teacher not guided yet, got CFG(..., w={teacher.w:g}) for a student "
+            "that learns every strength; give CFG's velocity itself"
+        )
     if not (isinstance(teacher, CFG | AutoGuidance) and teacher.w is None):
         return CFG(teacher, interval=interval)
     if interval is None:

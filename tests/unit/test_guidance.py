@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saltus.exact import Mixture, reference_mixture
-from saltus.guidance import CFG, AutoGuidance, GuidanceInput, LabelDropout
+from saltus.guidance import CFG, AutoGuidance, GuidanceInput, LabelDropout, guided
 from saltus.streams import Streams
 from saltus.typing import Condition
 
@@ -169,3 +169,11 @@ def test_rates_and_ranges_have_bounds() -> None:
     with pytest.raises(ValueError, match="expected a number from 0 to 1, got 2.0"):
         LabelDropout(2.0)
     assert (LabelDropout(0.0).rate, LabelDropout(1).rate, GuidanceInput(1).high) == (0.0, 1, 1)
+
+
+def test_a_fixed_strength_is_not_multiplied_by_the_rows() -> None:
+    """CFG of CFG(b, 2) would learn 2 w where w is asked for."""
+    with pytest.raises(ValueError, match="not guided yet, got CFG.*w=2"):
+        guided(CFG(reference_mixture(), 2.0), GuidanceInput(3.0))
+    fixed = CFG(reference_mixture(), 2.0)
+    assert guided(fixed, None) is fixed

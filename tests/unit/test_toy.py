@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saltus.data import (
     Checkerboard,
+    Noise,
     circles,
     eight_gaussians,
     from_density,
@@ -126,3 +127,21 @@ def test_sources() -> None:
     assert from_mixture(line_mixture())(rng).x0.shape == (N, 1)
     correlation = torch.corrcoef(torch.cat([labelled.x0, x1], dim=1).T)[:2, 2:]
     assert float(correlation.abs().max()) < 5.0 / math.sqrt(N)
+
+
+def test_noise_is_standard_normal_with_labels_in_equal_parts() -> None:
+    rng = Streams(0, index=torch.arange(N), dtype=torch.float64)
+    batch = Noise((2,), classes=4)(rng)
+    assert batch.x1 is None and batch.cond is not None and batch.cond.label is not None
+    assert batch.x0.mean(dim=0).abs().max() < 5 / N**0.5
+    assert (batch.x0.T.cov() - torch.eye(2, dtype=torch.float64)).abs().max() < 5 * 2**0.5 / N**0.5
+    share = batch.cond.label.bincount() / N
+    assert len(share) == 4 and (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / N) ** 0.5
+    assert Noise((2,))(rng).cond is None
+
+
+def test_noise_of_no_shape_or_no_class_is_told() -> None:
+    with pytest.raises(ValueError, match=r"such as \(2,\), got 2"):
+        Noise(2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one, or None"):
+        Noise((2,), classes=0)
