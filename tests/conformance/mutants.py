@@ -90,8 +90,8 @@ EULERIAN = (
     ("u_m = own.average(x_m, m, t, cond)", "u_m = own.average(state.x, m, t, cond)"),
 )
 DISTRIBUTION = (
-    ("cond) - self.teacher(x, t, cond)", "cond) + self.teacher(x, t, cond)"),
-    ("self.critic.velocity(x, t, cond) - self", "-self.critic.velocity(x, t, cond) + self"),
+    ("cond) - answered(self.teacher", "cond) + answered(self.teacher"),
+    ("self.critic.velocity(x, t, cond) - answered", "-self.critic.velocity(x, t, cond) + answered"),
     ("with torch.no_grad():\n            x, _ =", "with torch.enable_grad():\n            x, _ ="),
     ("error, span = delta + (u - sg(u))", "error, span = delta - (u - sg(u))"),
     ("n.to(u.dtype), start + u, t)", "n.to(u.dtype), start - u, t)"),
@@ -165,7 +165,8 @@ OTHERS = (
     ("interpolants", "0.5 * tau * spread + 0.5 * self.b_min", "-0.5 * tau * spread - 0.5 * self.b_min"),
     ("interpolants", "dbeta = rate * torch.sin(phi) / top", "dbeta = -rate * torch.sin(phi) / top"),
     ("interpolants", "** (self.rho - 1.0) * (low - high)", "** (self.rho - 1.0) * (high - low)"),
-    ("predictions", "determinant = c.alpha * q - c.beta * p", "determinant = c.alpha * q + c.beta * p"),
+    ("predictions", "c.beta * p\n    of_x", "-c.beta * p\n    of_x"),
+    ("predictions", "c.beta * p\n    x0 =", "-c.beta * p\n    x0 ="),
     ("predictions", "(q_new * c.alpha - p_new * c.beta)", "(q_new * c.alpha + p_new * c.beta)"),
     ("predictions", "(p_new * q - q_new * p)", "(p_new * p - q_new * q)"),
     (

@@ -114,7 +114,9 @@ def test_whom_a_student_learns_from() -> None:
     for teacher in (LAW, fixed, rows, other):
         assert guided(teacher, None) is teacher and guided(teacher, None, (0.1, 0.2)) is teacher
     assert guided(rows, drawn) is rows and guided(other, drawn) is other
-    for teacher in (LAW, fixed, AutoGuidance(LAW, LAW, 2.0)):
+    with pytest.raises(ValueError, match="not guided yet"):  # the strengths would multiply
+        guided(fixed, drawn)
+    for teacher in (LAW, AutoGuidance(LAW, LAW, 2.0)):
         found = guided(teacher, drawn, (0.2, 0.9))
         assert isinstance(found, CFG) and found.velocity is teacher and found.interval == (0.2, 0.9)
     narrowed = guided(rows, drawn, (0.2, 0.9))

@@ -33,6 +33,10 @@ from saltus.weights import Span, Squared
 PROGRESSIVE = ("progressive", "pfmm")
 
 
+FROZEN = {"progressive": {}, "pfmm": {"own": False}}
+"""Options with which each stage's student, frozen, teaches the next."""
+
+
 def built(name: str, student: Perturbed, system: System, **options: object) -> Stages:
     found = load(name).wired(student, teacher=system.velocity, **options)
     assert isinstance(found, Stages)
@@ -76,7 +80,7 @@ def test_later_stages_taught_by_the_exact_map_are_stationary_there(name: str, sy
     exact = Perturbed(system.exact, ZERO)
 
     def last(student: Perturbed) -> Objective:
-        found = built(name, student, system, cells=8, weight=Squared())
+        found = built(name, student, system, cells=8, weight=Squared(), **FROZEN[name])
         loss = found.stages[-1].build({"teacher": exact})
         assert isinstance(loss, Composition) and loss.target is exact
         return loss
@@ -88,7 +92,7 @@ def test_later_stages_taught_by_the_exact_map_are_stationary_there(name: str, sy
 def test_jumps_double_from_stage_to_stage_up_to_the_whole(name: str) -> None:
     system = gaussian()
     student = Perturbed(system.exact, ZERO)
-    found = built(name, student, system, cells=16).stages
+    found = built(name, student, system, cells=16, **FROZEN[name]).stages
     batch, rng = pairs(system, 4000)
     longest = []
     for stage in found:

@@ -336,7 +336,9 @@ def test_an_interruption_leaves_nothing_half_written(
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_leaves_nothing_half_written(name: str, status: int, tmp_path: Path) -> None:
-    code = "import sys; from saltus.cli import main; sys.argv[1:] = ['run', 'gaussian-lsd']; sys.exit(main())"
+    # a job in the background of a shell ignores SIGINT, and so would its children
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from saltus.cli import main; sys.argv[1:] = ['run', 'gaussian-lsd']; sys.exit(main())"
     run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
     for _ in range(600):
         if any(tmp_path.glob("runs/.*/metrics.jsonl")):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import islice
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from saltus.training import (
     Cosine,
     Fit,
     Log,
+    NonFiniteLoss,
     RAdam,
     fit,
     initialised,
@@ -291,7 +293,8 @@ def test_a_step_never_waits_for_the_device() -> None:
         Move("student", student, LeastSquares(student, 0.5), after=(Follow(critic, student, 0.9),)),
     )
     log = Log(None, steps=9, batch=4, every=5, console=Console(file=StringIO()))
-    for step in fit(Game(moves), source, steps=4, seed=0, batch=4, clip=1.0, schedule=Cosine(warmup=0.1)):
+    run = fit(Game(moves), source, steps=5, seed=0, batch=4, clip=1.0, schedule=Cosine(warmup=0.1))
+    for step in islice(run, 4):  # the last one looks whether all was finite
         ema.update()
         log(step)
         assert step.loss.device.type == step.terms["student/fit"].device.type == "meta"
@@ -362,3 +365,12 @@ def test_the_loop_trains_a_network() -> None:
     # state, 2 * integral of 0.25 / ((1-t)^2 + 0.25 t^2) = pi/2, here the mean of 25,600 rows.
     assert float(losses[0]) == pytest.approx(20.5, rel=0.1)
     assert 0.95 < float(torch.stack(losses[-200:]).mean()) / (math.pi / 2) < 1.1
+
+
+def test_a_run_that_nobody_watched_ends_with_its_fault() -> None:
+    """A teacher of NaN, say: without a log the weights would be NaN and nobody told."""
+    student = linear()
+    broken = LeastSquares(student, float("nan"))
+    with pytest.raises(NonFiniteLoss, match="step 0"):
+        for _ in fit(as_game(broken, student), source, steps=3, seed=0, batch=4):
+            pass

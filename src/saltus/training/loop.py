@@ -196,11 +196,11 @@ class Fit(Iterator[Step]):
         self._everyone = tuple(everyone.values())
 
     def _leave(self, step: Step) -> None:
-        """Make what the stage produces, unless its numbers are not finite."""
-        if self._span.stage.produce:
-            step.fetch()
-            with torch.no_grad():
-                self.artifacts |= {name: make() for name, make in self._span.stage.produce.items()}
+        """Make what the stage produces. The one look at its numbers that a run cannot do without: a loss that
+        was not finite ends it here, if nobody has looked before."""
+        step.fetch()
+        with torch.no_grad():
+            self.artifacts |= {name: make() for name, make in self._span.stage.produce.items()}
 
     def __iter__(self) -> Fit:
         return self
@@ -293,7 +293,8 @@ def fit(
     Raises:
         ValueError: for an impossible count, a move without trainable parameters, or a start in a stage
             whose artifacts are missing.
-        NonFiniteLoss: in the last step of a stage that hands on what is not finite.
+        NonFiniteLoss: in the last step of a run or stage in which a number was not finite; a reader of the
+            steps (:class:`saltus.training.Log`, ``step.fetch()``) tells it earlier.
     """
     if not isinstance(game, Game | Stages):
         raise ValueError(
