@@ -92,7 +92,7 @@ def test_an_infinite_gradient_under_a_finite_loss_is_found() -> None:
 
     zero = linear()
     nn.init.zeros_(zero.weight)
-    step = next(fit(as_game(Root(zero), zero), source, steps=1, seed=0, batch=2, optimizer=sgd(0.0)))
+    step = next(fit(as_game(Root(zero), zero), source, steps=2, seed=0, batch=2, optimizer=sgd(0.0)))
     with pytest.raises(NonFiniteLoss, match="step 0: the gradient of move 'student'"):
         step.fetch()
 
