@@ -121,25 +121,18 @@ def distillation(
         training: How it is trained.
         output: Where results go.
     """
-    found = load_method(method)
-    if Need.TEACHER not in found.card.needs:
-        taught = ", ".join(n for n, m in discover_methods().items() if Need.TEACHER in m.card.needs)
-        raise ValueError(
-            f"method {method}: expected one that learns from a teacher ({taught}); "
-            f"{method} learns from data alone: saltus run RECIPE-{method}"
-        )
+    found = _taught(method)
     run = open_teacher(teacher)
-    free = Need.DATA not in found.card.needs
-    if free and (data is not None or labels is not None) and not output.quiet:
-        print(f"{method} learns without data: {data or labels} is not used and not read", file=sys.stderr)
-    if not free and data is None:
+    if Need.DATA not in found.card.needs:
+        if (data is not None or labels is not None) and not output.quiet:
+            print(f"{method} learns without data: {data or labels} is not used and not read", file=sys.stderr)
+        data, labels = None, None
+        source: Callable[[Streams], Batch] = Noise(run.run.spec.shape, run.run.spec.classes)
+    elif data is None:
         raise ValueError(
             f"method {method}: it needs data beside the teacher, got none; give a recipe's name or an array: "
             f"saltus distill {teacher} --method {method} --data {run.run.recipe}"
         )
-    source: Callable[[Streams], Batch] = Noise(run.run.spec.shape, run.run.spec.classes)
-    if free or data is None:
-        data, labels = None, None
     else:
         source = data_source(data, labels, run, training)
     _check_guidance(run, guidance)
@@ -168,6 +161,18 @@ def distillation(
             teacher=run,
             inherits=not scratch,
         )
+    )
+
+
+def _taught(method: str) -> Method:
+    """The method of that name, if it learns from a teacher."""
+    found = load_method(method)
+    if Need.TEACHER in found.card.needs:
+        return found
+    taught = ", ".join(n for n, m in discover_methods().items() if Need.TEACHER in m.card.needs)
+    raise ValueError(
+        f"method {method}: expected one that learns from a teacher ({taught}); "
+        f"{method} learns from data alone: saltus run RECIPE-{method}"
     )
 
 
