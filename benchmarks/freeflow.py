@@ -9,6 +9,7 @@ weights and levels, an average of the student's weights of decay 0.995. Judged a
     parts       joint, prediction alone and correction alone at widths 16, 32 and 64 (three layers)
     plain       joint and prediction alone at width 16 with k = 0, the squared error (added when the others
                 were known)
+    long        joint and correction alone at width 16, three times the steps
     exponent    k = 0, 0.5, 1 of the prediction's weight, alone and joint
     range       the levels of the correction: noise up to 0.6 only (t >= 0.4 here), all, and the default's
     guidance    the times in which the correction's teacher is guided, on the labelled mixture, w in [1, 4]
@@ -262,6 +263,8 @@ def runs(part: str, seeds: tuple[int, ...], steps: int) -> list[Run]:
             found += [Run(arm, width, seed, steps=steps) for arm, width in arms]
         elif part == "plain":
             found += [Run(arm, 16, seed, 0.0, steps=steps) for arm in ("joint", "prediction")]
+        elif part == "long":
+            found += [Run(arm, 16, seed, steps=3 * steps) for arm in ("joint", "correction")]
         elif part == "exponent":
             each = [(a, k) for a in ("prediction", "joint") for k in (0.0, 0.5, 1.0)]
             found += [Run(arm, 32, seed, k, steps=steps) for arm, k in each]
@@ -274,7 +277,7 @@ def runs(part: str, seeds: tuple[int, ...], steps: int) -> list[Run]:
     return found
 
 
-PARTS = ("parts", "plain", "exponent", "range", "guidance")
+PARTS = ("parts", "plain", "long", "exponent", "range", "guidance")
 
 
 def spread(rows: list[Row], name: str) -> str | None:
@@ -294,7 +297,8 @@ def mean(rows: list[Row], name: str) -> float | None:
 
 def tables(part: str, rows: list[Row]) -> list[Table]:
     """What a part found."""
-    names = {"parts": "width", "plain": "width", "exponent": "k", "range": "levels", "guidance": "interval"}
+    names = dict.fromkeys(("parts", "plain", "long"), "width")
+    names |= {"exponent": "k", "range": "levels", "guidance": "interval"}
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((str(row[names[part]]), row["arm"]), []).append(row)
@@ -333,7 +337,7 @@ class Options:
     """What is measured.
 
     Attributes:
-        parts: which of the five; all by default.
+        parts: which of the six; all by default.
         seeds: one training each.
         out: results, one JSON line each; read first, so an interrupted run goes on.
         quick: 100 steps of one seed, to see that it runs.
