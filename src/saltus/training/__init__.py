@@ -3,7 +3,6 @@
 It knows the Objective protocol and games, and no particular objective, network or data set.
 """
 
-from saltus.training.checkpoint import Weights, load_weights, restore, save_weights
 from saltus.training.ema import EMA, Profile
 from saltus.training.log import Log
 from saltus.training.loop import Fit, LossModule, Player, Source, fit
@@ -20,6 +19,7 @@ from saltus.training.posthoc import (
 from saltus.training.precision import Precision, has_bf16
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
 from saltus.training.seed import initialised
+from saltus.training.single_file import Weights, load_weights, restore, save_weights
 from saltus.training.stages import artifact_tensors, restore_artifacts
 from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
 

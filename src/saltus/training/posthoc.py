@@ -34,8 +34,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saltus.training.checkpoint import load_weights, save_weights
 from saltus.training.ema import EMA
+from saltus.training.single_file import load_weights, save_weights
 
 __all__ = ["Blend", "PowerEMA", "PowerProfile", "Snapshot", "blend", "load_snapshots", "reconstruct"]
 
