@@ -13,13 +13,14 @@ from saltus.interpolants import Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Need
 from saltus.methods import load as load_method
+from saltus.recipes.averages import EVALUATED, averages, modules, snapshot
 from saltus.recipes.experiment import DROPOUT, Experiment
 from saltus.recipes.folder import OPTIONS, WEIGHTS, write_json
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.parts import dropout_role, guides, interpolant_of
 from saltus.recipes.system import System
-from saltus.training import EMA, Log, save_weights
+from saltus.training import Log, save_weights
 
 __all__ = ["assemble", "check", "train"]
 
@@ -166,19 +167,22 @@ def train(
     """
     t, every = experiment.training, experiment.output.grid_every
     student = experiment.model()
-    ema = EMA(student, t.ema)
-    averaged = ema.module
+    kept = averages(t, student)
+    averaged = kept[EVALUATED].module
     assert isinstance(averaged, NetworkMap)
     if folder is not None:
         write_json(folder / OPTIONS, experiment.options())
     console = Console(quiet=experiment.output.quiet, highlight=False)
     with Log(folder, steps=t.steps, batch=t.batch, every=min(50, t.steps), console=console) as log:
         for step in experiment.fit(student):
-            ema.update()
+            for average in kept.values():
+                average.update()
             log(step)
             done = step.index + 1
+            if folder is not None:
+                snapshot(t, kept, folder, done)
             if grid is not None and every and done % every == 0 and done < t.steps:
                 grid(averaged, done)
     if folder is not None:
-        save_weights(folder / WEIGHTS, {"ema": averaged, "raw": student}, experiment.meta())
+        save_weights(folder / WEIGHTS, modules(kept, student), experiment.meta())
     return averaged

@@ -145,7 +145,7 @@ def measure(
     name: str, seed: int, steps: int, lr: float, batch: int, problem: Problem = MIXTURE
 ) -> dict[str, Any]:
     """Train one method with one seed and measure its map."""
-    training = Training(steps=steps, batch=batch, lr=lr, seed=seed, ema=0.0, precision="float32")
+    training = Training(steps=steps, batch=batch, lr=lr, seed=seed, ema=(0.0,), precision="float32")
     made = assemble(problem.system(), name, True, problem.network, training, Output(quiet=True), {})
     begin = time.perf_counter()
     model = train(made, None)

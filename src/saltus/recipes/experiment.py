@@ -14,6 +14,7 @@ from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
 from saltus.methods import Method, Need
+from saltus.recipes.averages import table
 from saltus.recipes.judged_by_teacher import TeacherTruth
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.opened import Finished
@@ -221,5 +222,6 @@ class Experiment:
             "dropout": self.dropped,
             "guidance": self.guidance,
             "steps": self.training.steps,
+            "weights": table(self.training),
             "saltus": __version__,
         }

@@ -66,8 +66,12 @@ class Training:
     """Steps over which the learning rate rises first."""
     clip: float | None = None
     """Largest norm of the gradient; None does not clip."""
-    ema: float = 0.999
-    """Decay of the moving average of the weights that is evaluated."""
+    ema: tuple[float, ...] = (0.999,)
+    """Decays of moving averages of the weights; the first is the one that is evaluated."""
+    power_ema: tuple[float, ...] = ()
+    """Widths of power-function averages, as parts of the run; 0.05 0.1 lets saltus ema form any other."""
+    power_snapshots: int = 20
+    """How often these are stored over the run."""
     seed: int = 0
     """Decides every random number of the run."""
     precision: Literal["auto", "float32", "bf16"] = "auto"

@@ -15,6 +15,7 @@ from saltus.training.posthoc import (
     blend,
     load_snapshots,
     reconstruct,
+    save_snapshots,
 )
 from saltus.training.precision import Precision, has_bf16
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
@@ -61,5 +62,6 @@ __all__ = [
     "reconstruct",
     "restore",
     "restore_artifacts",
+    "save_snapshots",
     "save_weights",
 ]

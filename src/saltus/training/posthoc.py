@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,16 @@ from torch import Tensor, nn
 from saltus.training.ema import EMA
 from saltus.training.single_file import load_weights, save_weights
 
-__all__ = ["Blend", "PowerEMA", "PowerProfile", "Snapshot", "blend", "load_snapshots", "reconstruct"]
+__all__ = [
+    "Blend",
+    "PowerEMA",
+    "PowerProfile",
+    "Snapshot",
+    "blend",
+    "load_snapshots",
+    "reconstruct",
+    "save_snapshots",
+]
 
 WIDEST = 12**-0.5
 """sigma_rel of the plain mean of all weights, gamma = 0."""
@@ -145,17 +154,32 @@ class PowerEMA:
         Raises:
             ValueError: before the first update, and as :func:`saltus.training.save_weights`.
         """
-        step = self._step()
-        modules = {f"average{i}": average.module for i, average in enumerate(self.averages.values())}
-        buffers = sorted(_buffer_names(modules["average0"]))
-        meta = {"step": step, "sigma_rel": list(self.averages), "buffers": buffers}
-        save_weights(path, modules, {_META: meta})
+        save_snapshots(path, list(self.averages.values()))
 
     def _step(self) -> int:
-        step = min(int(average.count) for average in self.averages.values())
-        if step < 1:
-            raise ValueError("snapshot: expected at least one update, got none; call update() after a step")
-        return step
+        return _step(self.averages.values())
+
+
+def save_snapshots(path: str | Path, averages: Sequence[EMA]) -> None:
+    """Write averages of :class:`PowerProfile` to one safetensors file; :func:`load_snapshots` reads it.
+
+    Raises:
+        ValueError: before the first update, and as :func:`saltus.training.save_weights`.
+    """
+    step, widths = _step(averages), [e.decay.sigma_rel for e in averages if isinstance(e.decay, PowerProfile)]
+    if len(widths) < len(averages):
+        raise ValueError("averages: expected power-function averages alone, got others too; leave them out")
+    modules = {f"average{i}": average.module for i, average in enumerate(averages)}
+    buffers = sorted(_buffer_names(modules["average0"]))
+    save_weights(path, modules, {_META: {"step": step, "sigma_rel": widths, "buffers": buffers}})
+
+
+def _step(averages: Iterable[EMA]) -> int:
+    """The updates that all of them have seen."""
+    step = min((int(average.count) for average in averages), default=0)
+    if step < 1:
+        raise ValueError("snapshot: expected at least one update, got none; call update() after a step")
+    return step
 
 
 def _buffer_names(module: nn.Module) -> set[str]:
