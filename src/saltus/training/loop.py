@@ -25,7 +25,7 @@ from saltus.tensors import upcast
 from saltus.training.optimizers import AdamW, OptimizerFactory
 from saltus.training.precision import Precision
 from saltus.training.schedules import Constant
-from saltus.training.stages import Span, at, earlier, spans
+from saltus.training.stages import Span, at, earlier, restore_artifacts, spans
 from saltus.training.step import Moved, Step
 from saltus.typing import Batch, Draws, Schedule, Term
 
@@ -202,14 +202,35 @@ class Fit(Iterator[Step]):
         with torch.no_grad():
             self.artifacts |= {name: make() for name, make in self._span.stage.produce.items()}
 
+    def enter(self) -> None:
+        """Be in the stage that holds the next step, if there is one: its players are then the present ones."""
+        if self._span.last <= self.index < self._steps:
+            self._enter(at(self._spans, self.index))
+
+    def go_to(self, step: int, artifacts: Mapping[str, Tensor]) -> None:
+        """Stand before a step, with players as they are when its stage begins.
+
+        Args:
+            step: the next one.
+            artifacts: what the stages before have produced, as
+                :func:`saltus.training.artifact_tensors` names it.
+
+        Raises:
+            ValueError: for a step outside the run, or artifacts that are missing or not whole.
+        """
+        if not 0 <= step <= self._steps:
+            raise ValueError(f"step: expected one of the run's {self._steps}, got {step}; lengthen the run")
+        self.artifacts = restore_artifacts(self._stages, self._steps, step, artifacts)
+        self.index = step
+        self._enter(at(self._spans, step))
+
     def __iter__(self) -> Fit:
         return self
 
     def __next__(self) -> Step:
         if self.index >= self._steps:
             raise StopIteration
-        if self.index >= self._span.last:
-            self._enter(at(self._spans, self.index))
+        self.enter()
         rng, span = self._rng.at(self.index), self._span
         done, here = (self.index - span.first) / (span.last - span.first), self.index - span.first
         progress = torch.full((), done, dtype=rng.dtype, device=rng.device)
