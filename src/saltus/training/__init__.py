@@ -4,9 +4,9 @@ It knows the Objective protocol and games, and no particular objective, network 
 """
 
 from saltus.training.ema import EMA, Profile
-from saltus.training.log import Log
+from saltus.training.log import Log, numbers
 from saltus.training.loop import Fit, LossModule, Player, Source, fit
-from saltus.training.optimizers import AdamW, Joint, Muon, OptimizerFactory, RAdam, describe, is_matrix
+from saltus.training.optimizers import AdamW, Joint, Muon, OptimizerFactory, RAdam, describe, described, is_matrix
 from saltus.training.posthoc import (
     Blend,
     PowerEMA,
@@ -23,6 +23,14 @@ from saltus.training.seed import initialised
 from saltus.training.single_file import Weights, load_weights, restore, save_weights
 from saltus.training.stages import artifact_tensors, restore_artifacts
 from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
+from saltus.training.writers import (
+    TensorBoard,
+    WeightsAndBiases,
+    Writer,
+    Writers,
+    check_tensorboard,
+    check_wandb,
+)
 
 __all__ = [
     "EMA",
@@ -49,16 +57,24 @@ __all__ = [
     "Snapshot",
     "Source",
     "Step",
+    "TensorBoard",
     "Weights",
+    "WeightsAndBiases",
+    "Writer",
+    "Writers",
     "artifact_tensors",
     "blend",
+    "check_tensorboard",
+    "check_wandb",
     "describe",
+    "described",
     "fit",
     "has_bf16",
     "initialised",
     "is_matrix",
     "load_snapshots",
     "load_weights",
+    "numbers",
     "reconstruct",
     "restore",
     "restore_artifacts",

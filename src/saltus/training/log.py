@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -13,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from saltus.training.step import Reading, Step
+from saltus.training.writers import Writer
 
-__all__ = ["Log"]
+__all__ = ["Log", "numbers"]
 
 _PLAIN_SECONDS = 10.0  # between two lines where no bar can be drawn
 _WIDE = 100  # columns that hold the rate of samples too
@@ -29,7 +31,14 @@ class Log:
     since the line before, ``loss``, ``lr``, ``grad_norm`` and ``terms``; in a game of several
     players ``moves`` holds the last four of each player in their place; in a run of stages ``stage`` names
     the present one. The terminal gets a bar, or where it is none a plain line every 10 s: rates, time left,
-    the stage and each term, smoothed.
+    the stage and each term, smoothed. A writer gets the numbers of each line, named as :func:`numbers` does.
+
+    Rates are those of training: the time spent :meth:`aside` is not in them, but in ``seconds`` and in the
+    time left.
+
+    Attributes:
+        seconds: that logging itself has taken, without the wait for the device.
+        waited: seconds of that wait.
 
     >>> from rich.console import Console
     >>> with Log(None, steps=10, batch=4, every=5, console=Console(quiet=True)) as log:
@@ -49,6 +58,7 @@ class Log:
         terms: Collection[str] | None = None,
         start: int = 0,
         console: Console | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Begin to measure time.
 
@@ -60,11 +70,14 @@ class Log:
             terms: those that the terminal shows; None shows all.
             start: the first step.
             console: where the progress goes; standard output by default.
+            writer: gets every number that the file gets; whoever made it closes it.
         """
         if every < 1:
             raise ValueError(f"every: expected at least 1 step between two lines, got {every}; 50 is usual")
         self._steps, self._batch, self._every, self._terms = steps, batch, every, terms
         self._console = console if console is not None else Console(highlight=False)
+        self._writer = writer
+        self.seconds = self.waited = 0.0
         self._file: TextIO | None = None
         if folder is not None:
             path = Path(folder) / "metrics.jsonl"
@@ -100,6 +113,15 @@ class Log:
         if self._file is not None:
             self._file.close()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done within is no training: an evaluation, a picture. Its time is left out of the rates."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._last_time += time.monotonic() - begin
+
     def __call__(self, step: Step) -> None:
         """Log this step if it is its turn; otherwise return at once, without waiting for the device.
 
@@ -110,18 +132,21 @@ class Log:
         done = step.index + 1
         if done % self._every and done != self._steps:
             return
+        began = time.monotonic()
         readings = step.fetch()
         now = time.monotonic()
+        self.waited += now - began
         rate = (done - self._done) / max(now - self._last_time, 1e-9)
         self._done, self._last_time = done, now
         self._write(done, now - self._began, rate, readings, step.stage)
         self._smooth(readings)
         self._show(done, now, rate, step.stage)
+        self.seconds += time.monotonic() - now
 
     def _write(
         self, done: int, seconds: float, rate: float, readings: dict[str, Reading], stage: str
     ) -> None:
-        if self._file is None:
+        if self._file is None and self._writer is None:
             return
         row: dict[str, object] = {
             "step": done,
@@ -136,12 +161,16 @@ class Log:
             for player, r in readings.items()
         }
         row |= next(iter(parts.values())) if len(parts) == 1 else {"moves": parts}
-        try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        except OSError as error:
-            raise ValueError(
-                f"metrics.jsonl: expected to append a line, got {error.strerror}; free some room and resume"
-            ) from None
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            except OSError as error:
+                raise ValueError(
+                    f"metrics.jsonl: expected to append a line, got {error.strerror}; "
+                    "free some room and resume"
+                ) from None
+        if self._writer is not None:
+            self._writer.scalars(done, numbers(row))
 
     def _smooth(self, readings: dict[str, Reading]) -> None:
         for player, reading in readings.items():
@@ -164,6 +193,21 @@ class Log:
         elif now - self._last_plain >= _PLAIN_SECONDS or done == self._steps:
             self._last_plain = now
             self._console.print(line, markup=False, soft_wrap=True)
+
+
+def numbers(row: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a line of ``metrics.jsonl`` but for its step: names within names are joined by slashes.
+
+    >>> numbers({"step": 5, "loss": 0.25, "stage": "first", "terms": {"diagonal": 0.5}})
+    {'loss': 0.25, 'terms/diagonal': 0.5}
+    """
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{inner}": number for inner, number in numbers(value).items()}
+        elif isinstance(value, int | float) and name != "step":
+            found[name] = float(value)
+    return found
 
 
 def _clock(seconds: float) -> str:
