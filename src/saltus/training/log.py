@@ -69,6 +69,7 @@ class Log:
             every: steps from one line to the next.
             terms: those that the terminal shows; None shows all.
             start: the first step.
+            seconds: that the steps before took, as :func:`cut_back` returns them.
             console: where the progress goes; standard output by default.
             writer: gets every number that the file gets; whoever made it closes it.
         """
@@ -89,7 +90,7 @@ class Log:
                     "choose an existing folder with write permission"
                 ) from None
         self._began = self._last_time = time.monotonic()
-        self._last_plain = self._began
+        self._last_plain, self._earlier = self._began, seconds
         self._start = self._done = start
         self._shown: dict[str, float] = {}
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
@@ -138,7 +139,7 @@ class Log:
         self.waited += now - began
         rate = (done - self._done) / max(now - self._last_time, 1e-9)
         self._done, self._last_time = done, now
-        self._write(done, now - self._began, rate, readings, step.stage)
+        self._write(done, self._earlier + now - self._began, rate, readings, step.stage)
         self._smooth(readings)
         self._show(done, now, rate, step.stage)
         self.seconds += time.monotonic() - now
@@ -208,6 +209,43 @@ def numbers(row: Mapping[str, object]) -> dict[str, float]:
         elif isinstance(value, int | float) and name != "step":
             found[name] = float(value)
     return found
+
+
+def cut_back(path: Path, step: int) -> float:
+    """Keep the lines of a file of JSON objects that were written in the first ``step`` steps.
+
+    A resumed run writes the later ones again. A line that is no JSON, such as one that was cut off when the
+    process was killed, goes too, and so does what follows it. The file is replaced whole.
+
+    Args:
+        path: of the file; nothing happens if there is none.
+        step: how many steps are done.
+
+    Returns:
+        The ``seconds`` of the last line kept, 0 if it has none.
+
+    Raises:
+        ValueError: if the file cannot be replaced.
+    """
+    if not path.exists():
+        return 0.0
+    kept, seconds = [], 0.0
+    try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+                if row["step"] > step:
+                    break
+                seconds = float(row.get("seconds", 0.0))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                break
+            kept.append(line if line.endswith("\n") else line + "\n")
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text("".join(kept), encoding="utf-8")
+        beside.replace(path)
+    except OSError as wrong:
+        raise ValueError(f"{path}: expected to replace it, got {wrong.strerror}; check permissions") from None
+    return seconds
 
 
 def _clock(seconds: float) -> str:

@@ -80,7 +80,8 @@ class Manifest:
             )
         except (TypeError, ValueError, RecursionError) as wrong:
             raise ValueError(
-                f"checkpoint: expected strings, finite numbers, lists and dicts in meta, got {wrong}; convert it"
+                f"checkpoint: expected strings, finite numbers, lists and dicts in meta, got {wrong}; "
+                "convert it"
             ) from None
 
 
@@ -157,7 +158,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
             size = path.stat().st_size if path.is_file() and not path.is_symlink() else -1
             found = sha256_of(path) if size == file.bytes else ""
         except OSError as wrong:
-            raise ValueError(f"{path}: expected to read it, got {wrong.strerror}; check permissions") from None
+            why = wrong.strerror
+            raise ValueError(f"{path}: expected to read it, got {why}; check permissions") from None
         if found != file.sha256:
             what = "none" if size < 0 else f"{size:,} bytes" if size != file.bytes else "another content"
             raise ValueError(

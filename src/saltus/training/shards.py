@@ -72,7 +72,8 @@ def dtype_name(tensor: Tensor, name: str) -> str:
     """The number format of a tensor as safetensors names it, or a ValueError."""
     if tensor.dtype not in _NAMES:
         raise ValueError(
-            f"{name}: expected one of {', '.join(_NAMES.values())} in a checkpoint, got {tensor.dtype}; convert it"
+            f"{name}: expected one of {', '.join(_NAMES.values())} in a checkpoint, got {tensor.dtype}; "
+            "convert it"
         )
     return _NAMES[tensor.dtype]
 
@@ -168,7 +169,8 @@ def _read(path: Path, name: str, whole: Whole, part: Part, box: tuple[slice, ...
             kind, shape = stored.get_dtype(), tuple(stored.get_shape())
             if kind != whole.dtype or shape != part.shape:
                 raise ValueError(
-                    f"tensor {name} as {whole.dtype} {list(part.shape)} was expected, found {kind} {list(shape)}"
+                    f"tensor {name} as {whole.dtype} {list(part.shape)} was expected, found {kind} "
+                    f"{list(shape)}"
                 )
             values: Tensor = stored[box] if box else file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, MemoryError) as error:

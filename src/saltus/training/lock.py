@@ -1,0 +1,47 @@
+"""One process at a time in a run's folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["LOCK", "locked"]
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+        ValueError: if another process holds it, or the folder cannot be written to.
+    """
+    path = folder / LOCK
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as wrong:
+        why = wrong.strerror or wrong
+        raise ValueError(f"{folder}: expected to write here, got {why}; choose another with --out") from wrong
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise ValueError(
+                f"run folder {folder}: expected it free, but {who} is training in it; wait for that, end it, "
+                "or choose another folder with --out"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # while it is held: who waits for it opens a new one
+    finally:
+        os.close(handle)

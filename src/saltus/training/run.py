@@ -1,0 +1,170 @@
+"""A run that survives: it saves on a schedule and when it is told to end, and goes on where it was.
+
+    with Run(folder / "checkpoints", save_every=500) as run:
+        run.resume(fit, averages)
+        for step in fit:
+            for average in averages.values():
+                average.update()
+            log(step)
+            run.after(step)
+
+Saving waits for a copy of the state; a thread writes it. Ctrl-C and SIGTERM are obeyed between two steps:
+the state is saved whole, then :class:`Stopped` leaves with the status that the shell expects.
+"""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from saltus.training.checkpoint import Checkpoints
+from saltus.training.ema import EMA
+from saltus.training.loop import Fit
+from saltus.training.parallel import World
+from saltus.training.state import restore, state_of
+from saltus.training.step import Step
+
+__all__ = ["Run", "Stopped"]
+
+_ALONE = World.alone()
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Stopped(SystemExit):
+    """A run was told to end, and has saved itself; the status is 128 and the signal's number."""
+
+    def __init__(self, number: int, step: int) -> None:
+        """By this signal, with this many steps done."""
+        super().__init__(128 + number)
+        self.step = step
+
+
+class Run:
+    """The saving of one training: when, where, and from where to go on.
+
+    Attributes:
+        checkpoints: on disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        save_every: int = 500,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        meta: Mapping[str, Any] = _NOTHING,
+        world: World = _ALONE,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Of a training whose checkpoints are in ``folder``.
+
+        Args:
+            folder: made when the first one is saved.
+            save_every: steps from one to the next; 0 saves only when told to end.
+            keep_last: so many of the newest stay.
+            keep_best: and so many of those with the smallest score.
+            meta: plain data that every checkpoint carries, such as how to build the networks.
+            world: the processes that train together; they share the folder.
+            say: is told from where the run goes on, and which damaged checkpoints it passed over.
+        """
+        if save_every < 0:
+            raise ValueError(f"save every: expected a number of steps, or 0 for never, got {save_every}")
+        attempt = str(world.tell(uuid.uuid4().hex[:8]))
+        self.checkpoints = Checkpoints(
+            folder,
+            rank=world.rank,
+            size=world.size,
+            attempt=attempt,
+            keep_last=keep_last,
+            keep_best=keep_best,
+        )
+        self._every, self._meta, self._world, self._say = save_every, dict(meta), world, say
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+        self._fit: Fit | None = None
+        self._averages: Mapping[str, EMA] = {}
+
+    def __enter__(self) -> Run:
+        with suppress(ValueError):  # only the main thread is told of signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+        if error is None:
+            self.checkpoints.wait()
+        else:
+            with suppress(ValueError):  # one fault is told at a time
+                self.checkpoints.wait()
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        """A signal: note it for the end of the step; a second one does not wait for that."""
+        if self._number is not None:
+            raise KeyboardInterrupt
+        self._number = number
+
+    def resume(self, fit: Fit, averages: Mapping[str, EMA]) -> int:
+        """Go on from the newest whole checkpoint, if there is one.
+
+        Args:
+            fit: stands before its first step; stands then before the next one.
+            averages: by name; they belong to the state from now on.
+
+        Returns:
+            How many steps are done.
+
+        Raises:
+            ValueError: if all checkpoints are damaged, or the newest is of another run.
+        """
+        self._fit, self._averages = fit, averages
+        step: int | None = None
+        if self._world.leads:
+            self.checkpoints.clear_drafts()
+            newest = self.checkpoints.newest(self._say)
+            step = None if newest is None else newest.step
+        step = self._world.tell(step)
+        if step is not None:
+            saved = self.checkpoints.open(step, verified=self._world.leads)
+            restore(fit, averages, saved)
+        return fit.index
+
+    def after(self, step: Step, score: float | None = None) -> None:
+        """What is to be done between two steps: save if it is time, and leave if somebody asked.
+
+        Args:
+            step: that was made.
+            score: of the weights as they are now, smaller is better; decides which checkpoints stay.
+
+        Raises:
+            Stopped: after saving, when a signal came.
+            NonFiniteLoss: rather than save numbers that are not finite.
+            ValueError: if the save before could not be written.
+        """
+        fit = self._fit
+        assert fit is not None, "resume comes first"
+        leave = self._world.agree(self._number is not None)
+        if leave or (self._every and fit.index % self._every == 0):
+            step.fetch()
+            self.save(score)
+        if leave:
+            self.checkpoints.wait()
+            raise Stopped(self._number or signal.SIGTERM, fit.index)
+
+    def save(self, score: float | None = None) -> None:
+        """Save the state as it is now; returns when it has been copied."""
+        assert self._fit is not None, "resume comes first"
+        state = state_of(self._fit, self._averages)
+        meta = {**self._meta, "state": state.plain}
+        self.checkpoints.save(self._fit.index, state.tensors, meta, score)
+
