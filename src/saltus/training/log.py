@@ -57,6 +57,7 @@ class Log:
         every: int = 50,
         terms: Collection[str] | None = None,
         start: int = 0,
+        earlier: float = 0.0,
         console: Console | None = None,
         writer: Writer | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class Log:
             every: steps from one line to the next.
             terms: those that the terminal shows; None shows all.
             start: the first step.
-            seconds: that the steps before took, as :func:`cut_back` returns them.
+            earlier: seconds that the steps before took, as :func:`cut_back` returns them.
             console: where the progress goes; standard output by default.
             writer: gets every number that the file gets; whoever made it closes it.
         """
@@ -90,7 +91,7 @@ class Log:
                     "choose an existing folder with write permission"
                 ) from None
         self._began = self._last_time = time.monotonic()
-        self._last_plain, self._earlier = self._began, seconds
+        self._last_plain, self._earlier = self._began, earlier
         self._start = self._done = start
         self._shown: dict[str, float] = {}
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
