@@ -76,7 +76,7 @@ class EMA:
                 list(source.buffers()),
             )
         averages, weights, copies, buffers = self._lists
-        share = self._share(int(self.count))
+        share = self.share(int(self.count))
         # A share of one copies, also over weights that are not finite. Sharded tensors have no fused copy.
         moved = zip(averages + copies, weights + buffers, strict=True)
         if share != 1.0:
@@ -86,7 +86,23 @@ class EMA:
             average.copy_(current)
         self.count += 1
 
-    def _share(self, k: int) -> float:
+    def share(self, k: int) -> float:
+        """a_k, what the weights of update k take."""
         if callable(self.decay):
             return self.decay(k)
         return 1.0 - (min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay)
+
+    def lookback(self, steps: int) -> float:
+        """How many steps lie between the last of ``steps`` updates and the weights in the average, in the mean.
+
+        With w(1), ..., w(K) the weights of K updates and c_i their shares in the average, it is the sum of
+        c_i (K - i); those that the average began with count as w(0). It is decay / (1 - decay) for a decay
+        that has long been reached.
+
+        >>> EMA(nn.Linear(1, 1), 0.5, warmup=False).lookback(50)
+        1.0
+        """
+        age = 0.0
+        for k in range(steps):
+            age = (1.0 - self.share(k)) * (age + 1.0)
+        return age

@@ -17,7 +17,7 @@ from torch import nn
 
 from saltus.typing import Schedule
 
-__all__ = ["AdamW", "Joint", "Muon", "OptimizerFactory", "RAdam", "describe", "is_matrix"]
+__all__ = ["AdamW", "Joint", "Muon", "OptimizerFactory", "RAdam", "describe", "described", "is_matrix"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Parameters -> optimiser."""
@@ -217,12 +217,23 @@ def describe(optimizer: torch.optim.Optimizer, schedule: Schedule, clip: float |
     'AdamW of 8 numbers in 2 tensors (lr 0.001, betas 0.9 0.999, eps 1e-08, weight_decay 0); rate times 1 at
     the start, 0.75, 0.5, 0.25, 0 at the end (<lambda>); gradients are not clipped'
     """
-    parts = optimizer.parts if isinstance(optimizer, Joint) else (optimizer,)
-    makers = [_described(type(part).__name__, group) for part in parts for group in part.param_groups]
+    makers = [text for _, text in described(optimizer)]
     factors = [f"{float(schedule(torch.tensor(q / 4, dtype=torch.float64))):.3g}" for q in range(5)]
     rate = f"rate times {factors[0]} at the start, {', '.join(factors[1:4])}, {factors[4]} at the end"
     clipped = "gradients are not clipped" if clip is None else f"gradients are clipped to norm {clip:g}"
     return f"{' and '.join(makers)}; {rate} ({_name(schedule)}); {clipped}"
+
+
+def described(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], str]]:
+    """Each group of parameters with what trains it, in words.
+
+    >>> net = nn.Linear(3, 2)
+    >>> [text for _, text in described(Muon(1e-2)(net.parameters()))]  # doctest: +NORMALIZE_WHITESPACE
+    ['Muon of 6 numbers in 1 tensors (lr 0.01, momentum 0.95, eps 1e-07, weight_decay 0)',
+     'AdamW of 2 numbers in 1 tensors (lr 0.01, betas 0.9 0.999, eps 1e-08, weight_decay 0)']
+    """
+    parts = optimizer.parts if isinstance(optimizer, Joint) else (optimizer,)
+    return [(group, _described(type(part).__name__, group)) for part in parts for group in part.param_groups]
 
 
 def _described(name: str, group: dict[str, Any]) -> str:
