@@ -28,7 +28,7 @@ LEVEL = {
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),
     "games": 4,
     **dict.fromkeys(("methods", "training"), 5),
-    **dict.fromkeys(("report", "plots", "export"), 6),
+    **dict.fromkeys(("report", "plots", "page", "export"), 6),
     "recipes": 7,
     "cli": 8,
 }
@@ -143,7 +143,7 @@ def _aliases(tree: ast.AST) -> dict[str, str]:
 
 
 def forward_mode(sources: Sequence[Source]) -> Iterator[str]:
-    """torch.func and forward-mode AD live in autodiff.py and kernels/."""
+    """torch.func and forward-mode AD live in autodiff/ and kernels/."""
     names = ("torch.func", "torch.autograd.forward_ad", "torch.autograd.functional", "functorch")
     for source in sources:
         if source.part not in ("autodiff", "kernels"):

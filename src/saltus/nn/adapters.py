@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saltus.autodiff import Aside, Beside
 from saltus.tensors import upcast
 from saltus.typing import Condition, Output
 
@@ -43,23 +44,16 @@ def strength_features(w: Tensor) -> Tensor:
     return torch.stack([a, a * a, torch.sin(math.pi * a), 1.0 - torch.cos(math.pi * a)], dim=-1)
 
 
-@dataclass(eq=False)
-class _Call:
-    """The features of the call in progress, [B, 4]; None between calls, and for calls without a strength."""
-
-    features: Tensor | None = None
-
-
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(nn.Linear, Beside):
     """A frozen linear layer with a gated part of low rank beside it.
 
     Args:
         base: the layer, whose weight and bias are taken as they are.
         rank: of the part beside it.
-        call: where the features of the strengths are found.
+        aside: where the features of the strengths of the call in progress are found, [B, 4]; None without.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, call: _Call) -> None:
+    def __init__(self, base: nn.Linear, rank: int, aside: Aside) -> None:
         super().__init__(1, 1, bias=False, device="meta")  # its weights are the base's
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
@@ -68,12 +62,12 @@ class AdaptedLinear(nn.Linear):
         self.gate = nn.Parameter(base.weight.new_empty(rank, _FEATURES))
         nn.init.normal_(self.down, std=base.in_features**-0.5)
         nn.init.normal_(self.gate)
-        self._call = call
+        self.aside = aside
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, ..., in] -> [B, ..., out]."""
         y = F.linear(h, self.weight, self.bias)
-        features = self._call.features
+        features = self.aside.value
         if features is None:
             return y
         g = F.linear(features.to(self.gate.dtype), self.gate)
@@ -105,14 +99,14 @@ class GuidanceAdapters(nn.Module):
         super().__init__()
         if rank < 1:
             raise ValueError(f"adapters: expected a rank of at least 1, got {rank}; 4 is usual")
-        self._call = _Call()
+        self._aside = Aside()
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         inner = [m for m in self.backbone.modules() if not isinstance(m, AdaptedLinear)]
         count = 0
         for module in inner:
             for name, child in module.named_children():
                 if type(child) is nn.Linear:
-                    module.add_module(name, AdaptedLinear(child, rank, self._call))
+                    module.add_module(name, AdaptedLinear(child, rank, self._aside))
                     count += 1
         if count == 0:
             raise ValueError(
@@ -140,9 +134,6 @@ class GuidanceAdapters(nn.Module):
         if cond is None or cond.w is None:
             output: Output = self.backbone(x, s, t, cond)
             return output
-        self._call.features = strength_features(cond.w)
-        try:
+        with self._aside.holding(strength_features(cond.w)):
             output = self.backbone(x, s, t, replace(cond, w=None))
-        finally:
-            self._call.features = None
         return output
