@@ -93,7 +93,7 @@ class EMA:
         return 1.0 - (min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay)
 
     def lookback(self, steps: int) -> float:
-        """How many steps lie between the last of ``steps`` updates and the weights in the average, in the mean.
+        """The mean number of steps between the last of ``steps`` updates and the weights in the average.
 
         With w(1), ..., w(K) the weights of K updates and c_i their shares in the average, it is the sum of
         c_i (K - i); those that the average began with count as w(0). It is decay / (1 - decay) for a decay
