@@ -28,7 +28,7 @@ from saltus.training import (
     RAdam,
     fit,
     initialised,
-    loop,
+    player,
 )
 from saltus.typing import Batch, Draws, Term
 
@@ -303,7 +303,7 @@ def test_a_step_never_waits_for_the_device() -> None:
 
 
 def test_compiled_loss_is_one_graph_and_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "compiled", lambda module: autodiff.compiled(module, backend="aot_eager"))
+    monkeypatch.setattr(player, "compiled", lambda module: autodiff.compiled(module, backend="aot_eager"))
     eager, compiled = linear(), linear()
     losses = run(eager, 5)[1]
     assert run(compiled, 5, compile=True)[1] == pytest.approx(losses, rel=1e-13)

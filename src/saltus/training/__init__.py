@@ -3,10 +3,23 @@
 It knows the Objective protocol and games, and no particular objective, network or data set.
 """
 
+from saltus.training.checkpoint import Checkpoints, Saved
 from saltus.training.ema import EMA, Profile
-from saltus.training.log import Log, numbers
-from saltus.training.loop import Fit, LossModule, Player, Source, fit
-from saltus.training.optimizers import AdamW, Joint, Muon, OptimizerFactory, RAdam, describe, described, is_matrix
+from saltus.training.lock import LOCK, locked
+from saltus.training.log import Log, cut_back, numbers
+from saltus.training.loop import Fit, Source, fit
+from saltus.training.optimizers import (
+    AdamW,
+    Joint,
+    Muon,
+    OptimizerFactory,
+    RAdam,
+    describe,
+    described,
+    is_matrix,
+)
+from saltus.training.parallel import Piece, World, piece
+from saltus.training.player import LossModule, Player
 from saltus.training.posthoc import (
     Blend,
     PowerEMA,
@@ -18,8 +31,10 @@ from saltus.training.posthoc import (
     save_snapshots,
 )
 from saltus.training.precision import Precision, has_bf16
+from saltus.training.run import Run, Stopped
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
 from saltus.training.seed import initialised
+from saltus.training.sharding import built, gathered, shard
 from saltus.training.single_file import Weights, load_weights, restore, save_weights
 from saltus.training.stages import artifact_tensors, restore_artifacts
 from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
@@ -34,8 +49,10 @@ from saltus.training.writers import (
 
 __all__ = [
     "EMA",
+    "LOCK",
     "AdamW",
     "Blend",
+    "Checkpoints",
     "Constant",
     "Cosine",
     "Fit",
@@ -47,6 +64,7 @@ __all__ = [
     "Muon",
     "NonFiniteLoss",
     "OptimizerFactory",
+    "Piece",
     "Player",
     "PowerEMA",
     "PowerProfile",
@@ -54,30 +72,40 @@ __all__ = [
     "Profile",
     "RAdam",
     "Reading",
+    "Run",
+    "Saved",
     "Snapshot",
     "Source",
     "Step",
     "TensorBoard",
+    "Stopped",
     "Weights",
     "WeightsAndBiases",
     "Writer",
     "Writers",
+    "World",
     "artifact_tensors",
     "blend",
     "check_tensorboard",
     "check_wandb",
+    "built",
+    "cut_back",
     "describe",
     "described",
     "fit",
+    "gathered",
     "has_bf16",
     "initialised",
     "is_matrix",
     "load_snapshots",
     "load_weights",
+    "locked",
     "numbers",
+    "piece",
     "reconstruct",
     "restore",
     "restore_artifacts",
     "save_snapshots",
     "save_weights",
+    "shard",
 ]

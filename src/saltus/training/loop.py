@@ -16,128 +16,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saltus.autodiff import compiled
-from saltus.games import Artifact, Game, Move, Stage, Stages
+from saltus.games import Artifact, Game, Stage, Stages
 from saltus.streams import Streams
-from saltus.tensors import upcast
 from saltus.training.optimizers import AdamW, OptimizerFactory
+from saltus.training.parallel import World
+from saltus.training.player import Player
 from saltus.training.precision import Precision
 from saltus.training.schedules import Constant
 from saltus.training.stages import Span, at, earlier, restore_artifacts, spans
-from saltus.training.step import Moved, Step
-from saltus.typing import Batch, Draws, Schedule, Term
+from saltus.training.step import Step
+from saltus.typing import Batch, Schedule
 
-__all__ = ["Fit", "LossModule", "Player", "Source", "fit"]
+__all__ = ["Fit", "Source", "fit"]
 
 Source = Callable[[Streams], Batch]
 """One row of data and noise for each row of the streams, a function of nothing else."""
 
-_OPTIMIZER, _SCHEDULE = AdamW(), Constant()
+_OPTIMIZER, _SCHEDULE, _ALONE = AdamW(), Constant(), World.alone()
 _NOTHING: Mapping[str, Artifact] = {}
-
-
-class LossModule(nn.Module):
-    """The loss of one move, derivatives and reduction included: what is compiled and wrapped.
-
-    Its only child is the mover, so its parameters are those that the move trains; the other
-    networks that the objective holds are not its business.
-    """
-
-    def __init__(self, move: Move, precision: Precision = Precision.FLOAT32) -> None:
-        super().__init__()
-        self.mover = move.module
-        self.precision = precision.resolve(move.module)
-        self.device = next(move.module.parameters()).device
-        self._objective = (move.objective,)  # in a tuple: an objective that is a Module is not a child
-
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """loss = sum of weight * mean(value) over the terms, 0-d, and each mean(value), detached.
-
-        The terms are computed in the module's precision, the means in at least float32.
-        """
-        with self.precision.context(self.device):
-            terms = self._objective[0](batch, draws)
-        means = {name: _mean(name, term) for name, term in terms.items()}
-        if not means:
-            raise ValueError("objective: expected at least one term, got an empty dict; return a Term")
-        loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
-        return loss, {name: mean.detach() for name, mean in means.items()}
-
-
-def _mean(name: str, term: Term) -> Tensor:
-    if term.value.ndim != 1:
-        raise ValueError(
-            f"term {name!r}: expected one value a row, [n], got {list(term.value.shape)}; "
-            "reduce over everything but the first axis"
-        )
-    # A fraction of a small batch may have no rows: its mean counts as zero, not as NaN.
-    return upcast(term.value).mean() if term.value.numel() else upcast(term.value).sum()
-
-
-class Player:
-    """A move in motion: its loss, its optimiser and the first faults it has shown.
-
-    Attributes:
-        move: who it is.
-        loss: the :class:`LossModule`, compiled if asked for.
-        precision: that its networks run in.
-        parameters: those that it trains.
-        optimizer: over these parameters; its rates are set from the schedule at every step.
-    """
-
-    def __init__(
-        self, move: Move, optimizer: OptimizerFactory, precision: Precision, compile: bool
-    ) -> None:
-        self.move = move
-        self.parameters = [p for p in move.module.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise ValueError(
-                f"move {move.name!r}: expected a module with trainable parameters, got none; "
-                "leave a frozen module out of the game"
-            )
-        loss = LossModule(move, precision)
-        self.precision = loss.precision
-        self.loss: nn.Module = compiled(loss) if compile else loss
-        self.optimizer = (move.optimizer or optimizer)(self.parameters)
-        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._first: dict[tuple[str, ...], Tensor] = {}
-
-    def scale_rates(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times those that the optimiser was made with."""
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = factor * rate
-
-    def __call__(self, batch: Batch, rng: Streams, clip: float | None) -> Moved:
-        """One move: draw, differentiate, clip, step. Gradients are left to be cleared."""
-        with torch.no_grad():
-            draws = self.move.objective.draw(batch, rng)
-        loss, terms = self.loss(batch, draws)
-        loss.backward()
-        norm = _clip([p.grad for p in self.parameters if p.grad is not None], clip)
-        self.optimizer.step()
-        names = tuple(terms)
-        values = torch.stack([loss.detach(), norm.to(loss.dtype), *terms.values()])
-        faults = self._faults(names, values, rng.step)
-        return Moved(names, values, faults, self.optimizer.param_groups[0]["lr"])
-
-    def _faults(self, names: tuple[str, ...], values: Tensor, step: int) -> Tensor:
-        """For each value the first step at which it was not finite, or -1; kept on the device."""
-        first = self._first.get(names)
-        if first is None:
-            first = torch.full_like(values, -1, dtype=torch.int64)
-        new = ~torch.isfinite(values) & (first < 0)
-        self._first[names] = first.masked_fill(new, step)
-        return self._first[names]
-
-
-def _clip(gradients: list[Tensor], clip: float | None) -> Tensor:
-    """The norm of all gradients together, which are scaled by min(1, clip/norm)."""
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if clip is not None and gradients:
-        torch._foreach_mul_(gradients, clip / norm.clamp(min=clip))
-    return norm
 
 
 class Fit(Iterator[Step]):
@@ -165,11 +63,14 @@ class Fit(Iterator[Step]):
         artifacts: Mapping[str, Artifact],
         schedule: Schedule,
         clip: float | None,
+        world: World,
+        accumulate: int,
     ) -> None:
         self.index = start
         self.artifacts = dict(artifacts)
         self._stages, self._spans, self._enlist = stages, spans(stages, steps), enlist
-        self._source, self._seed, self._rows = source, seed, batch
+        self._source, self._seed = source, seed
+        self._world, self._rows = world, world.rows(batch, accumulate)
         self._steps, self._schedule, self._clip = steps, schedule, clip
         self._enter(at(self._spans, start))
 
@@ -191,9 +92,14 @@ class Fit(Iterator[Step]):
         self._span, self._game, self.players = span, game, self._enlist(game)
         lead = self.players[0].parameters[0]
         dtype = torch.float64 if lead.dtype == torch.float64 else torch.float32
-        self._rng = Streams(self._seed, index=torch.arange(self._rows), device=lead.device, dtype=dtype)
+        self._rngs = [Streams(self._seed, index=i, device=lead.device, dtype=dtype) for i in self._rows]
         everyone = {id(p): p for move in game.moves for p in move.module.parameters()}
         self._everyone = tuple(everyone.values())
+
+    @property
+    def length(self) -> int:
+        """How many steps the stage in progress has; those of the run where there are no stages."""
+        return self._span.last - self._span.first
 
     def _leave(self, step: Step) -> None:
         """Make what the stage produces. The one look at its numbers that a run cannot do without: a loss that
@@ -203,7 +109,7 @@ class Fit(Iterator[Step]):
             self.artifacts |= {name: make() for name, make in self._span.stage.produce.items()}
 
     def enter(self) -> None:
-        """Be in the stage that holds the next step, if there is one: its players are then the present ones."""
+        """Be in the stage that holds the next step, if there is one; the players are then that stage's."""
         if self._span.last <= self.index < self._steps:
             self._enter(at(self._spans, self.index))
 
@@ -231,21 +137,24 @@ class Fit(Iterator[Step]):
         if self.index >= self._steps:
             raise StopIteration
         self.enter()
-        rng, span = self._rng.at(self.index), self._span
+        rngs, span = [rng.at(self.index) for rng in self._rngs], self._span
         done, here = (self.index - span.first) / (span.last - span.first), self.index - span.first
-        progress = torch.full((), done, dtype=rng.dtype, device=rng.device)
+        progress = torch.full((), done, dtype=rngs[0].dtype, device=rngs[0].device)
         factor = float(self._schedule(torch.tensor(done, dtype=torch.float64)))
         for parameter in self._everyone:  # of an evaluation, or of a step that was interrupted
             parameter.grad = None
-        shared = self._batch(rng.named("data"), progress)
+        shared = [self._batch(rng.named("data"), progress) for rng in rngs]
         moved = {}
         for player in self.players:
             move = player.move
             player.scale_rates(factor)
             for count in range(move.when(here)):
                 again = f"{move.name}.{count}" if count else move.name
-                batch = self._batch(rng.named(f"data.{again}"), progress) if count else shared
-                moved[move.name] = player(batch, rng.named(again), self._clip)
+                batches = shared
+                if count:
+                    batches = [self._batch(rng.named(f"data.{again}"), progress) for rng in rngs]
+                parts = [(batch, rng.named(again)) for batch, rng in zip(batches, rngs, strict=True)]
+                moved[move.name] = player(parts, self._clip)
                 for parameter in self._everyone:
                     parameter.grad = None
                 for after in move.after:
@@ -258,6 +167,8 @@ class Fit(Iterator[Step]):
 
     def _batch(self, rng: Streams, progress: Tensor) -> Batch:
         batch = replace(self._source(rng), progress=progress)
+        if self._world.size > 1:
+            batch = replace(batch, mean=self._world.mean)
         if batch.x0.shape[0] != len(rng.index):
             raise ValueError(
                 f"source: expected {len(rng.index)} rows, one for each of the streams, "
@@ -283,6 +194,8 @@ def fit(
     compile: bool = False,
     start: int = 0,
     artifacts: Mapping[str, Artifact] = _NOTHING,
+    world: World = _ALONE,
+    accumulate: int = 1,
 ) -> Fit:
     """Play ``game`` for the steps start, ..., steps - 1, one at each iteration.
 
@@ -310,6 +223,9 @@ def fit(
         start: the first step to play.
         artifacts: what the stages before ``start`` have produced, as ``Fit.artifacts`` of the run that
             played them (:func:`saltus.training.restore_artifacts` reads them from disk).
+        world: the processes of the run. Each calls this with its modules through
+            :func:`saltus.training.shard`, and has a part of the batch's rows.
+        accumulate: micro-batches of each process in a move; a move steps when they all are done.
 
     Raises:
         ValueError: for an impossible count, a move without trainable parameters, or a start in a stage
@@ -333,7 +249,7 @@ def fit(
         names = [move.name for move in game.moves]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"game: expected moves with different names, got {names}; rename them")
-        return tuple(Player(move, optimizer, precision, compile) for move in game.moves)
+        return tuple(Player(move, optimizer, precision, compile, world) for move in game.moves)
 
     return Fit(
         Stages((Stage("", lambda _: game),)) if isinstance(game, Game) else game,
@@ -346,4 +262,6 @@ def fit(
         artifacts=artifacts,
         schedule=schedule,
         clip=clip,
+        world=world,
+        accumulate=accumulate,
     )

@@ -3,9 +3,9 @@
 ``torchrun`` starts the processes and says in the environment who is who; :meth:`World.join` reads it. One
 process is a world of its own (:meth:`World.alone`), so that there is one path for one and many.
 
-The rows of a step are those of the global batch, 0, ..., B - 1, whoever computes them: process r takes a run of
-B / size of them, in ``accumulate`` micro-batches. With random streams that are a function of the row's number
-(:mod:`saltus.streams`) the numbers of a step are those of one process.
+The rows of a step are those of the global batch, 0, ..., B - 1, whoever computes them: process r takes a
+run of B / size of them, in ``accumulate`` micro-batches. With random streams that are a function of the
+row's number (:mod:`saltus.streams`) the numbers of a step are those of one process.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class World:
             )
         if size == 1:
             return cls.alone(device)
-        if device.type in ("cuda",):
+        if device.type != "cpu":
             if local >= torch.cuda.device_count():
                 raise ValueError(
                     f"device cuda: expected one device for each process, got {torch.cuda.device_count()} "
@@ -116,7 +116,7 @@ class World:
             )
         each = batch // self.size
         mine = torch.arange(self.rank * each, (self.rank + 1) * each)
-        return mine.split(each // accumulate)
+        return mine.reshape(accumulate, -1).unbind()
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over the processes, without gradient; nobody waits on the host."""
