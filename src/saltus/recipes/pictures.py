@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saltus.interpolants import path
 from saltus.maps import NetworkMap
-from saltus.metrics import residuals
 from saltus.plots import Series, heat, lines, scatter
 from saltus.recipes.evaluate import STEPS
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import METRICS
+from saltus.recipes.portraits import own_residuals, reach_of
 from saltus.recipes.sampling import draw
 from saltus.recipes.show import said
 from saltus.samplers import jumps, prior
 from saltus.streams import Streams
-from saltus.tensors import full_like_rows
 
 __all__ = ["draw_all", "logged"]
 
@@ -86,25 +84,19 @@ def _points(made: Experiment, model: NetworkMap, folder: Path) -> Path:
             ways[name] = jumps(model, x0[:WAYS], k, record=True).states
     name = "data" if made.teacher is None else "teacher"
     panels[name] = made.reference(rng.named("picture")).data()
-    reach = 1.15 * float(panels[name].abs().quantile(0.999))
     where = folder / "points.png"
-    scatter(panels, reach, where, made.name, ways)
+    scatter(panels, reach_of(panels[name]), where, made.name, ways)
     return where
 
 
 def _residuals(made: Experiment, model: NetworkMap, folder: Path) -> Path:
     """How far the map is from agreeing with its own velocity, over all s <= t."""
-    batch = made.reference(Streams(made.training.seed, index=torch.arange(min(256, made.training.batch))))
-    times = torch.linspace(0.0, 1.0, 11)
-    states = torch.stack(
-        [path(made.interpolant, batch.x0, batch.data(), full_like_rows(float(t), batch.x0))[0] for t in times]
-    )
-    found = residuals(model, times, states, cond=batch.cond)
+    found = own_residuals(made, model, min(256, made.training.batch))
     where = folder / "residuals.png"
     panels = {
         "Lagrangian  |∂t X − b(X)|": found.lagrangian,
         "Eulerian  |∂s X + ∇X b|": found.eulerian,
         "semigroup  |X∘X − X|": found.semigroup,
     }
-    heat(panels, times, where, f"{made.name}: residuals against its own velocity, RMS")
+    heat(panels, found.times, where, f"{made.name}: residuals against its own velocity, RMS")
     return where

@@ -41,7 +41,7 @@ class Judge:
     Attributes:
         count: how many samples a judgement takes.
         labels: the classes to ask for, int64 [count], or None.
-        figures: of samples, by name.
+        figures: of samples, by name. By the first one, of which less is better, weights are told apart.
         real: the same figures for fresh data in place of samples: what perfection scores.
         counts: the step counts of its table, where the method's card allows them.
         published: figures in print, by step count.
