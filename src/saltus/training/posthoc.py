@@ -26,16 +26,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saltus.training.ema import EMA
-from saltus.training.single_file import load_weights, save_weights
+from saltus.training.single_file import load_weights, read_header, save_weights
 
 __all__ = [
     "Blend",
@@ -45,7 +45,9 @@ __all__ = [
     "blend",
     "load_snapshots",
     "reconstruct",
+    "reconstruct_files",
     "save_snapshots",
+    "stored_in",
 ]
 
 WIDEST = 12**-0.5
@@ -201,14 +203,7 @@ def load_snapshots(path: str | Path) -> list[Snapshot]:
         ValueError: for a damaged file or one of another kind.
     """
     tensors, meta = load_weights(path)
-    try:
-        found = meta[_META]
-        step, widths = int(found["step"]), [float(s) for s in found["sigma_rel"]]
-        names = set(found["buffers"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{path}: expected snapshots of a PowerEMA, got other weights; give a file of PowerEMA.save"
-        ) from None
+    step, widths, names = _stored(path, meta)
     snapshots = []
     for i, sigma_rel in enumerate(widths):
         prefix = f"average{i}."
@@ -217,6 +212,21 @@ def load_snapshots(path: str | Path) -> list[Snapshot]:
         weights = {n: t for n, t in state.items() if n not in names}
         snapshots.append(Snapshot(sigma_rel, step, weights, buffers))
     return snapshots
+
+
+def _stored(path: str | Path, meta: Mapping[str, Any]) -> tuple[int, list[float], set[str]]:
+    """The step and the widths of the averages in a file, and the names of the buffers."""
+    try:
+        found = meta[_META]
+        step, widths = int(found["step"]), [PowerProfile(float(s)).sigma_rel for s in found["sigma_rel"]]
+        names = {str(name) for name in found["buffers"]}
+        if step < 1 or not widths:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{path}: expected snapshots of a PowerEMA, got other weights; give a file of PowerEMA.save"
+        ) from None
+    return step, widths, names
 
 
 class Blend(NamedTuple):
@@ -300,25 +310,74 @@ def reconstruct(
         ValueError: for snapshots that lack or differ in a tensor, a step beyond them, or a profile that
             they cannot form.
     """
-    at = max((s.step for s in snapshots), default=0) if step is None else step
-    shares, mismatch = blend([(s.sigma_rel, s.step) for s in snapshots], sigma_rel, at)
+    at, shares = _shares([(s.sigma_rel, s.step) for s in snapshots], sigma_rel, step, tolerance)
+    total = _Sum()
+    for share, s in zip(shares, snapshots, strict=True):
+        total.add(share, s)
+    return total.state() | _nearest(snapshots, at)
+
+
+def reconstruct_files(
+    paths: Sequence[str | Path], sigma_rel: float, step: int | None = None, tolerance: float = 0.1
+) -> dict[str, Tensor]:
+    """As :func:`reconstruct`, of files of :func:`save_snapshots`, with one of them in memory at a time.
+
+    Raises:
+        ValueError: as there, and for a damaged file or one of another kind.
+    """
+    at, shares = _shares(stored_in(paths), sigma_rel, step, tolerance)
+    total, left = _Sum(), iter(shares)
+    nearest: list[Snapshot] = []
+    for path in paths:
+        for s in load_snapshots(path):
+            total.add(next(left), s)
+            nearest.append(replace(s, weights={}))
+    return total.state() | _nearest(nearest, at)
+
+
+def stored_in(paths: Sequence[str | Path]) -> list[tuple[float, int]]:
+    """(sigma_rel, step) of every average in files of :func:`save_snapshots`, as :func:`blend` takes them."""
+    found = [_stored(path, read_header(path).meta) for path in paths]
+    return [(width, step) for step, widths, _ in found for width in widths]
+
+
+def _shares(
+    stored: Sequence[tuple[float, int]], sigma_rel: float, step: int | None, tolerance: float
+) -> tuple[int, list[float]]:
+    """The step of the wanted average, and the share of each stored one in it."""
+    at = max((t for _, t in stored), default=0) if step is None else step
+    shares, mismatch = blend(stored, sigma_rel, at)
     if mismatch > tolerance:
         raise ValueError(
-            f"sigma_rel: expected a profile that {len(snapshots)} snapshots form to {tolerance:.0%}, got "
+            f"sigma_rel: expected a profile that {len(stored)} snapshots form to {tolerance:.0%}, got "
             f"{sigma_rel} at step {at}, which they miss by {mismatch:.0%}; store more of them, ask for one "
             "of their steps and a width nearer to theirs, or raise the tolerance"
         )
-    first = snapshots[0]
-    for s in snapshots:
-        if {n: t.shape for n, t in s.weights.items()} != {n: t.shape for n, t in first.weights.items()}:
+    return at, shares.tolist()
+
+
+class _Sum:
+    """A sum of snapshots in float64."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, tuple[Tensor, torch.dtype]] = {}
+
+    def add(self, share: float, s: Snapshot) -> None:
+        if not self._totals:
+            zeros = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in s.weights.items()}
+            self._totals = {n: (zeros[n], t.dtype) for n, t in s.weights.items()}
+        if {n: t.shape for n, t in s.weights.items()} != {n: t.shape for n, (t, _) in self._totals.items()}:
             raise ValueError(
                 "snapshots: expected the same tensors in all, got different ones; give those of one run"
             )
-    state = {}
-    for name, tensor in first.weights.items():
-        total = torch.zeros_like(tensor, dtype=torch.float64)
-        for share, s in zip(shares.tolist(), snapshots, strict=True):
+        for name, (total, _) in self._totals.items():
             total.add_(s.weights[name], alpha=share)
-        state[name] = total.to(tensor.dtype)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: total.to(dtype) for name, (total, dtype) in self._totals.items()}
+
+
+def _nearest(snapshots: Sequence[Snapshot], at: int) -> dict[str, Tensor]:
+    """The buffers of the last snapshot up to a step, or of the first if all are later."""
     nearest = min(snapshots, key=lambda s: (s.step > at, abs(s.step - at)))
-    return state | {name: tensor.clone() for name, tensor in nearest.buffers.items()}
+    return {name: tensor.clone() for name, tensor in nearest.buffers.items()}

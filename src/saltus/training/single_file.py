@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-__all__ = ["Weights", "load_weights", "restore", "save_weights"]
+__all__ = ["Header", "Weights", "load_weights", "read_header", "restore", "save_weights"]
 
 _KEY = "saltus"
 _VERSION = 1
@@ -30,6 +30,13 @@ class Weights(NamedTuple):
     """The contents of a weights file."""
 
     tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+class Header(NamedTuple):
+    """What a weights file says of its contents: the shape of each tensor by name, and the meta."""
+
+    shapes: dict[str, tuple[int, ...]]
     meta: dict[str, Any]
 
 
@@ -58,12 +65,33 @@ def save_weights(path: str | Path, modules: Mapping[str, nn.Module], meta: Mappi
     _replace(path, save(tensors, metadata={_KEY: options}))
 
 
-def load_weights(path: str | Path) -> Weights:
+def load_weights(path: str | Path, prefix: str = "") -> Weights:
     """The tensors, on the CPU, and the meta of a file that :func:`save_weights` wrote.
+
+    Args:
+        path: of the file.
+        prefix: reads only the tensors whose names begin with it.
 
     Raises:
         ValueError: if the file is absent, no safetensors file, damaged, or not one of Saltus.
     """
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+    return Weights(tensors, _meta(Path(path), header))
+
+
+def read_header(path: str | Path) -> Header:
+    """What a file of :func:`save_weights` says of its tensors, without reading any; errors as there."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    return Header(shapes, _meta(Path(path), header))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """The safetensors file at a path; what is wrong with it, within the context too, is a ValueError."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: expected a weights file, found nothing; check the path, or train first")
@@ -71,14 +99,12 @@ def load_weights(path: str | Path) -> Weights:
         raise ValueError(f"{path}: expected a weights file, found something else; name the .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            yield file
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise ValueError(
             f"{path}: expected a whole safetensors file, got {_line(error)}; the file is damaged or of "
             "another kind, take an earlier checkpoint"
         ) from None
-    return Weights(tensors, _meta(path, header))
 
 
 def restore(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
