@@ -28,14 +28,16 @@ from saltus.training.posthoc import (
     blend,
     load_snapshots,
     reconstruct,
+    reconstruct_files,
     save_snapshots,
+    stored_in,
 )
 from saltus.training.precision import Precision, has_bf16
 from saltus.training.run import Run, Stopped
 from saltus.training.schedules import Constant, Cosine, InverseSqrt
 from saltus.training.seed import initialised
 from saltus.training.sharding import built, gathered, shard
-from saltus.training.single_file import Weights, load_weights, restore, save_weights
+from saltus.training.single_file import Header, Weights, load_weights, read_header, restore, save_weights
 from saltus.training.stages import artifact_tensors, restore_artifacts
 from saltus.training.step import Moved, NonFiniteLoss, Reading, Step
 from saltus.training.writers import (
@@ -56,6 +58,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Fit",
+    "Header",
     "InverseSqrt",
     "Joint",
     "Log",
@@ -102,10 +105,13 @@ __all__ = [
     "locked",
     "numbers",
     "piece",
+    "read_header",
     "reconstruct",
+    "reconstruct_files",
     "restore",
     "restore_artifacts",
     "save_snapshots",
     "save_weights",
     "shard",
+    "stored_in",
 ]
