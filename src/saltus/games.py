@@ -151,7 +151,9 @@ class Follow:
     def __call__(self) -> None:
         ours = [p.detach() for p in self.target.parameters()]
         theirs = [p.detach() for p in self.source.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1.0 - self.decay)
+        for kind in dict.fromkeys(type(p) for p in ours):  # sharded tensors and others do not mix
+            mine = [p for p in ours if type(p) is kind]
+            torch._foreach_lerp_(mine, [p for p in theirs if type(p) is kind], 1.0 - self.decay)
         for a, b in zip(self.target.buffers(), self.source.buffers(), strict=True):
             a.copy_(b)
 

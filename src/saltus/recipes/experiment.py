@@ -16,8 +16,10 @@ from saltus.maps import NetworkMap
 from saltus.methods import Method, Need
 from saltus.recipes.averages import table
 from saltus.recipes.judged_by_teacher import TeacherTruth
+from saltus.recipes.machine import joined
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.opened import Finished
+from saltus.recipes.optimisation import optimizer_of, schedule_of
 from saltus.recipes.options import Output, Training
 from saltus.recipes.parts import dropout_role, emphasised, interpolant_of
 from saltus.recipes.system import Judge, System
@@ -25,7 +27,7 @@ from saltus.recipes.teacher import Interval, TeacherRun, open_teacher
 from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.teachers import teacher as on_path
-from saltus.training import AdamW, Cosine, Fit, Precision, fit, initialised
+from saltus.training import Fit, Precision, World, built, fit, initialised
 from saltus.typing import Batch, Velocity
 
 __all__ = ["TEACHER", "Experiment"]
@@ -92,6 +94,11 @@ class Experiment:
         return interpolant_of(self.method, self.plain)
 
     @property
+    def world(self) -> World:
+        """The processes that train, and this one's device."""
+        return joined(self.training.machine)
+
+    @property
     def data_free(self) -> bool:
         """Whether training reads no data."""
         return Need.DATA not in self.method.card.needs
@@ -137,28 +144,42 @@ class Experiment:
         return replace(self, teacher=TeacherRun(run, Path()))
 
     def model(self) -> NetworkMap:
-        """The student: the teacher's weights, or initial ones that are a function of the seed."""
-        student = initialised(self.training.seed, self.spec.build)
-        if self.starts_as_teacher:
-            assert self.teacher is not None
-            self.teacher.start(student)
-        return student
+        """The student: the teacher's weights, or initial ones that are a function of the seed.
+
+        Like all networks that train, it is on the world's device and, with several processes, sharded; a copy
+        for one of them alone is :func:`saltus.training.gathered`.
+        """
+
+        def student() -> NetworkMap:
+            made = initialised(self.training.seed, self.spec.build)
+            if self.starts_as_teacher:
+                assert self.teacher is not None
+                self.teacher.start(made)
+            return made
+
+        return built(student, self.world, outline=self.spec.build)
 
     def critic(self) -> NetworkMap:
         """The critic: the teacher's network with its weights where that can be, else the student's anew."""
         teacher = self.teacher
         spec = replace(self.spec, heads=())
         alike = spec if teacher is None else replace(teacher.run.spec, guidance=spec.guidance, heads=())
-        if teacher is None or not teacher.suits(alike, self.interpolant):
-            return initialised(self.training.seed + 1, spec.build)
-        critic = initialised(self.training.seed + 1, alike.build)
-        teacher.start(critic)
-        return critic
+        inherits = teacher is not None and teacher.suits(alike, self.interpolant)
+        chosen = alike if inherits else spec
+
+        def critic() -> NetworkMap:
+            made = initialised(self.training.seed + 1, chosen.build)
+            if inherits:
+                assert teacher is not None
+                teacher.start(made)
+            return made
+
+        return built(critic, self.world, outline=chosen.build)
 
     def velocity(self) -> Velocity | None:
         """The teacher on the method's path: a run, the exact velocity, or None."""
         if self.teacher is not None:
-            return self.teacher.velocity(self.interpolant)
+            return self.teacher.placed(self.world).velocity(self.interpolant)
         exact = self.system.velocity
         return None if exact is None else on_path(exact, onto=self.interpolant)
 
@@ -169,10 +190,16 @@ class Experiment:
             return own
         return TeacherTruth(self.teacher, self.interpolant, own, self.interval).judge()
 
-    def game(self, student: NetworkMap) -> Game | Stages:
-        """The method's players, in stages if it has any."""
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic plays too."""
+        return Need.CRITIC in self.method.card.needs
+
+    def game(self, student: NetworkMap, critic: NetworkMap | None = None) -> Game | Stages:
+        """The method's players, in stages if it has any; the critic is :meth:`critic` unless given."""
         options = dict(self.method.card.plain) if self.plain else {}
-        critic = self.critic() if Need.CRITIC in self.method.card.needs else None
+        if critic is None and self.has_critic:
+            critic = self.critic()
         role = dropout_role(self.method)
         if role is not None and self.dropped > 0.0:
             options[role] = LabelDropout(self.dropped)
@@ -185,20 +212,22 @@ class Experiment:
         built = self.method.wired(student, teacher=self.velocity(), critic=critic, **options)
         return emphasised(as_game(built, student), self.jump_weight)
 
-    def fit(self, student: NetworkMap) -> Fit:
-        """The loop over the game."""
+    def fit(self, student: NetworkMap, game: Game | Stages | None = None) -> Fit:
+        """The loop over the game, which is :meth:`game` unless given."""
         t = self.training
         return fit(
-            self.game(student),
+            self.game(student) if game is None else game,
             self.source,
             steps=t.steps,
             seed=t.seed,
             batch=t.batch,
-            optimizer=AdamW(t.lr),
-            schedule=Cosine(warmup=min(0.99, t.warmup / t.steps)),
+            optimizer=optimizer_of(t),
+            schedule=schedule_of(t),
             clip=t.clip,
             precision=Precision(t.precision),
-            compile=t.compile,
+            compile=t.machine.compile,
+            world=self.world,
+            accumulate=t.machine.accumulate,
         )
 
     def options(self) -> dict[str, object]:

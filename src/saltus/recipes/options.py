@@ -6,7 +6,7 @@ All of it is plain data: a run's ``options.json`` holds it, and ``saltus run opt
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-__all__ = ["Network", "Output", "Student", "Training", "as_arguments", "parse"]
+__all__ = ["Machine", "Network", "Output", "Student", "Training", "as_arguments", "parse"]
 
 
 HELP = ("-h", "--help")
@@ -26,6 +26,8 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Backbone = Literal["mlp", "residual-mlp", "unet", "dit"]
 Size = Literal["tiny", "small", "base", "large"]
 Parametrisation = Literal["average", "trigonometric", "edm"]
+Optimizer = Literal["adamw", "radam", "muon"]
+Decline = Literal["cosine", "constant", "inverse-sqrt"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """How a machine computes a run, not what: an unfinished run goes on with other values of these."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where it is. With torchrun each process takes a device of its own."""
+    accumulate: int = 1
+    """Micro-batches into which each process divides its rows of a batch, to need less memory."""
+    replicas: int = 1
+    """With torchrun: copies of the weights, each sharded over its part of the processes."""
+    compile: bool = False
+    """Compile the loss with torch.compile (worth it for long runs)."""
+
+
+@dataclass(frozen=True)
 class Training:
     """How the network is trained."""
 
@@ -61,9 +77,21 @@ class Training:
     batch: int = 512
     """Rows of data in a step."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start; it falls to zero along a cosine."""
+    """Learning rate at its peak."""
+    optimizer: Optimizer = "adamw"
+    """Adam, rectified Adam, or Muon for matrices with Adam for the rest."""
+    weight_decay: float = 0.0
+    """Matrices and kernels shrink by the rate times this in a step; biases and scales do not."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decays of Adam's moments."""
+    schedule: Decline = "cosine"
+    """How the rate falls after the warm-up: to zero, not at all, or with the root of the step."""
     warmup: int = 0
-    """Steps over which the learning rate rises first."""
+    """Steps over which the rate rises from zero first."""
+    hold: int | None = None
+    """inverse-sqrt: the step at which the rate begins to fall; None is a tenth of the run."""
+    floor: float | None = None
+    """cosine: the part of the peak at which the rate ends; None is zero."""
     clip: float | None = None
     """Largest norm of the gradient; None does not clip."""
     ema: tuple[float, ...] = (0.999,)
@@ -76,8 +104,8 @@ class Training:
     """Decides every random number of the run."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 where this machine has it, with times and losses in float32."""
-    compile: bool = False
-    """Compile the loss with torch.compile (worth it for long runs)."""
+    machine: Machine = Machine()
+    """How it is computed."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +115,21 @@ class Output:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run folder; by default runs/SYSTEM-METHOD."""
     overwrite: Flag = False
-    """Replace a finished run in that folder."""
-    grid_every: int = 0
-    """Draw a sample picture every so many steps, besides the last one; 0 never."""
+    """Replace a finished run in that folder, or one with other options; the same unfinished one goes on."""
+    save_every: int = 500
+    """Save everything needed to go on every so many steps; 0 only when the run is told to end."""
+    keep_last: int = 2
+    """So many of the newest checkpoints stay."""
+    keep_best: int = 1
+    """And so many of those with the best figure, where the run measures itself on the way."""
+    grid_every: int | None = None
+    """Draw samples every so many steps and at the last; 0 never, None an eighth of the run, at least 50."""
+    evaluate_every: int = 0
+    """Measure the averaged weights every so many steps; 0 only at the end."""
+    tensorboard: Flag = False
+    """Write TensorBoard's event files too (pip install 'saltus[tensorboard]')."""
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
+    """Log to Weights & Biases too (pip install 'saltus[wandb]'); WANDB_MODE=offline keeps it here."""
     skip_evaluation: Flag = False
     """Measure nothing at the end; saltus evaluate does it later."""
     quiet: Flag = False
@@ -98,10 +138,10 @@ class Output:
     """Say what would run, how large it is and about how long it takes; write nothing."""
 
 
-def as_arguments(groups: dict[str, dict[str, object]]) -> list[str]:
-    """Command-line arguments that say what the groups of ``options.json`` say.
+def as_arguments(groups: Mapping[str, object]) -> list[str]:
+    """Command-line arguments that say what the groups of ``options.json`` say; groups may hold groups.
 
-    >>> as_arguments({"training": {"steps": 5, "clip": None, "compile": False}})
+    >>> as_arguments({"training": {"steps": 5, "clip": None, "machine": {"compile": False}}})
     ['--steps', '5', '--clip', 'None', '--no-compile']
     """
     args: list[str] = []
@@ -110,7 +150,9 @@ def as_arguments(groups: dict[str, dict[str, object]]) -> list[str]:
             raise ValueError(f"saved options: expected options by name in {group!r}, got {fields!r}")
         for name, value in fields.items():
             flag = name.replace("_", "-")
-            if isinstance(value, bool):
+            if isinstance(value, dict):
+                args += as_arguments({name: value})
+            elif isinstance(value, bool):
                 args.append(f"--{flag}" if value else f"--no-{flag}")
             elif isinstance(value, list):
                 args += [f"--{flag}", *(str(v) for v in value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from saltus.streams import Streams
 from saltus.teachers import from_teacher, probe
 from saltus.teachers import teacher as on_path
 from saltus.tensors import full_like_rows, like
+from saltus.training import World, shard
 from saltus.typing import Batch, Condition, Velocity
 
 __all__ = ["Interval", "TeacherRun", "guided_between", "has_velocity", "open_teacher"]
@@ -51,6 +53,13 @@ class TeacherRun:
     def velocity(self, onto: Interpolant) -> Velocity:
         """Its velocity on a student's path."""
         return on_path(self.run.model, self.run.interpolant, onto=onto)
+
+    def placed(self, world: World) -> TeacherRun:
+        """The same for training: a copy of its map on the world's device, sharded if there are several
+        processes; itself where there is one on the CPU."""
+        if world.size == 1 and world.device == next(self.run.model.parameters()).device:
+            return self
+        return replace(self, run=replace(self.run, model=shard(deepcopy(self.run.model), world)))
 
     def suits(self, spec: ModelSpec, onto: Interpolant) -> bool:
         """Whether a network of this description can start as the teacher on this path."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from saltus.training.sharding import local
+
 __all__ = ["EMA", "Profile"]
 
 Profile = Callable[[int], float]
@@ -77,7 +79,9 @@ class EMA:
             )
         averages, weights, copies, buffers = self._lists
         share = self.share(int(self.count))
-        # A share of one copies, also over weights that are not finite. Sharded tensors have no fused copy.
+        # Of sharded weights every process averages its own pieces.
+        averages, weights = [local(x) for x in averages], [local(x) for x in weights]
+        # A share of one copies, also over weights that are not finite.
         moved = zip(averages + copies, weights + buffers, strict=True)
         if share != 1.0:
             torch._foreach_lerp_(averages, weights, share)

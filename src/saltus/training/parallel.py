@@ -111,8 +111,8 @@ class World:
         """
         if accumulate < 1 or batch % (self.size * accumulate):
             raise ValueError(
-                f"batch {batch}: expected a multiple of {self.size} processes times {accumulate} "
-                "micro-batches; change the batch or --accumulate"
+                f"batch {batch}: expected a multiple of {self.size * accumulate} (processes times "
+                f"micro-batches: {self.size} x {accumulate}); change the batch or --accumulate"
             )
         each = batch // self.size
         mine = torch.arange(self.rank * each, (self.rank + 1) * each)

@@ -11,6 +11,7 @@ keep their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def shard(module: M, world: World) -> M:
         ValueError: for several processes with PyTorch before 2.13, which cannot take a derivative through
             a sharded network.
     """
-    if not any(p.is_meta for p in module.parameters()):
+    elsewhere = [t for t in _tensors(module) if t.device != world.device]
+    if elsewhere and not any(t.is_meta for t in elsewhere):
         module.to(world.device)
     if world.mesh is None:
         return module
@@ -85,6 +87,8 @@ def _backbones(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _shard(backbone: nn.Module, mesh: DeviceMesh) -> None:
+    # Outputs may be views, which PyTorch warns must not be changed in place: no loss of this package does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     outline = _outline(backbone)
     blocks = dict(backbone.named_children())["blocks"]
     for part in (*blocks.children(), backbone):
