@@ -9,9 +9,9 @@ The noise is a function of the seed alone, so pictures of different steps show t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from saltus.methods import Sampler
 from saltus.metrics import Residuals, residuals
 from saltus.recipes.evaluate import OWN, STEPS, samplers
 from saltus.recipes.experiment import Experiment
-from saltus.recipes.folder import whole, write_json
+from saltus.recipes.folder import whole
 from saltus.recipes.show import picture, shown
 from saltus.recipes.system import asked
 from saltus.samplers import integrate, jumps, prior
@@ -87,10 +87,18 @@ def grid(made: Experiment, model: NetworkMap, folder: Path, done: int) -> Path:
     parts = [(row.label, row.sample().cpu()) for row in rows if row.group == OWN]
     where = grid_file(folder, done)
     where.parent.mkdir(exist_ok=True)
-    drawn = picture(f"{made.name} after {done:,} steps", parts, None if labels is None else labels.cpu())
+    heads = None if labels is None else labels.cpu()
+    plane = made.system.shape == (2,)
+    reach = reach_of(_real(made)) if plane else None  # of the data: the same square at every step
+    drawn = picture(f"{made.name} after {done:,} steps", parts, heads, reach)
     with whole(where) as draft:
         drawn.save(draft, optimize=True)
     return where
+
+
+def _real(made: Experiment) -> Tensor:
+    """What samples should look like, [POINTS, ...]: data, or samples of the teacher."""
+    return made.reference(Streams(made.training.seed, index=torch.arange(POINTS)).named("picture")).data()
 
 
 def own_residuals(made: Experiment, model: NetworkMap, rows: int) -> Residuals:
@@ -112,7 +120,7 @@ def write_residuals(made: Experiment, model: NetworkMap, folder: Path, done: int
     panels = {name: _plain(panel(found), 5) for name, panel in PANELS.items()}
     times = [round(float(t), 6) for t in found.times]
     about = {"step": done, "weights": evaluated(made), "rows": rows}
-    write_json(folder / RESIDUALS, {**about, "times": times, "panels": panels})
+    _write(folder / RESIDUALS, {**about, "times": times, "panels": panels})
 
 
 def reach_of(points: Tensor) -> float:
@@ -144,11 +152,16 @@ def write_trajectories(made: Experiment, model: NetworkMap, folder: Path, done: 
         curve = torch.stack([model(few, zero, full_like_rows(float(t), few)) for t in times])
         ends = model(x0, full_like_rows(0.0, x0), full_like_rows(1.0, x0))
         panels.append({"name": "X from 0 to t", "points": _plain(ends, 3), "ways": _ways(curve)})
-    cpu = replace(rng, device=torch.device("cpu"))
-    real = made.reference(cpu.named("picture")).data()
+    real = _real(made)
     panels.append({"name": "data" if made.teacher is None else "teacher", "points": _plain(real, 3)})
     about = {"step": done, "weights": evaluated(made), "reach": round(reach_of(real), 3)}
-    write_json(folder / TRAJECTORIES, {**about, "panels": panels})
+    _write(folder / TRAJECTORIES, {**about, "panels": panels})
+
+
+def _write(path: Path, value: object) -> None:
+    """JSON on one line, whole at every moment."""
+    with whole(path) as draft:
+        draft.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _ways(states: Tensor) -> object:
