@@ -11,14 +11,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from saltus.recipes.options import Training
+from saltus.recipes.options import Flag, Training
 from saltus.training import EMA, PowerProfile, save_snapshots
 
-__all__ = ["AVERAGES", "EVALUATED", "RAW", "averages", "due", "modules", "snapshot", "snapshot_file", "table"]
+__all__ = [
+    "AVERAGES",
+    "EVALUATED",
+    "RAW",
+    "Choice",
+    "averages",
+    "due",
+    "known_weights",
+    "modules",
+    "said",
+    "snapshot",
+    "snapshot_file",
+    "snapshot_files",
+    "table",
+]
 
 AVERAGES = "averages"
 """The folder of a run that holds the snapshots of its power-function averages."""
@@ -80,3 +95,92 @@ def snapshot(training: Training, kept: Mapping[str, EMA], folder: Path, done: in
     path = snapshot_file(folder, done)
     path.parent.mkdir(exist_ok=True)
     save_snapshots(path, [e for e in kept.values() if isinstance(e.decay, PowerProfile)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of a run's weights; without a choice the average that is evaluated by default."""
+
+    ema: float | None = None
+    """The average with this decay, of those that the run kept."""
+    raw: Flag = False
+    """The last weights instead of their moving average."""
+    sigma_rel: float | None = None
+    """The power-function average of this width, formed from what a run with --power-ema stored."""
+
+    def name(self, known: Mapping[str, Mapping[str, float]], origin: Path) -> str | None:
+        """Its name among the weights of a file, or None if it has to be formed from a run's snapshots.
+
+        Args:
+            known: as :func:`table`; the default comes first.
+            origin: the file's path, for messages.
+
+        Raises:
+            ValueError: for a choice of two, or one that the file does not hold.
+        """
+        choices = {"ema": self.ema, "sigma_rel": self.sigma_rel, RAW: self.raw or None}
+        asked = [name for name, value in choices.items() if value is not None]
+        if len(asked) > 1:
+            raise ValueError(f"weights: expected one choice, got {' and '.join(asked)}; drop all but one")
+        if not asked:
+            return next(iter(known))
+        if self.raw and RAW in known:
+            return RAW
+        says = {} if self.ema is None else {"decay": self.ema}
+        says |= {} if self.sigma_rel is None else {"sigma_rel": self.sigma_rel}
+        for name, facts in known.items():
+            if says and says == facts:
+                return name
+        if self.sigma_rel is not None:
+            return None
+        held = ", ".join(said(name, facts) for name, facts in known.items())
+        raise ValueError(
+            f"{origin}: expected {said(RAW, says)} in it, got {held}; choose one of these, or train again "
+            "with --ema and every decay that is wanted"
+        )
+
+
+def said(name: str, facts: Mapping[str, float]) -> str:
+    """Weights of a file in words.
+
+    >>> said("ema_0_99", {"decay": 0.99}), said("power", {"sigma_rel": 0.13}), said("raw", {})
+    ('ema 0.99', 'power 0.13', 'raw')
+    """
+    words = {"decay": "ema", "sigma_rel": "power"}
+    return next((f"{words[key]} {value:.12g}" for key, value in facts.items()), name)
+
+
+def known_weights(meta: Mapping[str, object], origin: Path) -> dict[str, dict[str, float]]:
+    """What a weights file says of its weights; files of earlier versions held an average and the last ones.
+
+    Raises:
+        ValueError: for anything but a table of names and decays or widths.
+    """
+    found = meta.get("weights", {EVALUATED: {}, RAW: {}})
+
+    def fits(name: object, facts: object) -> bool:
+        return (
+            isinstance(name, str)
+            and "." not in name
+            and isinstance(facts, dict)
+            and facts.keys() <= {"decay", "sigma_rel"}
+            and len(facts) < 2
+            and all(type(v) in (int, float) and 0.0 <= v < 1.0 for v in facts.values())
+        )
+
+    if not isinstance(found, dict) or not found or not all(fits(n, f) for n, f in found.items()):
+        raise ValueError(
+            f"{origin}: expected the decay or width of each average in it, got {str(found)[:80]}; the file "
+            "is damaged"
+        )
+    return found
+
+
+def snapshot_files(folder: Path) -> list[Path]:
+    """The files of :func:`snapshot` in the order of their steps, or a ValueError if there are none."""
+    found = sorted((folder / AVERAGES).glob("step-*.safetensors"))
+    if not found:
+        raise ValueError(
+            f"{folder / AVERAGES}: expected stored averages, found none; train with --power-ema 0.05 0.1"
+        )
+    return found

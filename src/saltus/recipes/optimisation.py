@@ -1,4 +1,4 @@
-"""From the options of training to an optimiser, a schedule of its rate and averages, and what they do in words."""
+"""From the options of training to an optimiser and the schedule of its rate, and what they do in words."""
 
 from __future__ import annotations
 
