@@ -31,8 +31,9 @@ LEVEL = {
     **dict.fromkeys(("report", "plots", "page", "export"), 6),
     "recipes": 7,
     "cli": 8,
+    "__main__": 9,
 }
-"""The height of each part; design level 4 is 4 and 5 here, level 5 is 6 to 8."""
+"""The height of each part; design level 4 is 4 and 5 here, level 5 is 6 to 9."""
 
 SIDE = {"nn": 0, "kernels": 0, "data": 1, "teachers": 2}
 """Parts beside the tower and the highest level that they may know; only heights from 6 know them."""
@@ -87,6 +88,8 @@ def import_arrows(sources: Sequence[Source]) -> Iterator[str]:
             where = f"{source.module}:{i.line} imports {i.target}"
             if b not in LEVEL and b not in SIDE:
                 yield f"{where}: import a part of saltus, not the package itself"
+            elif not a and b == "recipes" and (i.in_function or i.for_types):
+                continue  # saltus.load opens a run; ``import saltus`` stays light
             elif not a or (a != b and _arrow_broken(a, b)):
                 yield f"{where}: {a or 'saltus'} must not know {b}"
             elif a == b == "objectives" and not source.package and source.module != "saltus.objectives.sum":

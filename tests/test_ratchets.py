@@ -97,6 +97,14 @@ BREAKS: dict[str, tuple[Rule, list[Source]]] = {
     "a part without a place": (ratchets.import_arrows, [file("saltus.extras", "")]),
     "the whole package": (ratchets.import_arrows, [file("saltus.maps", "import saltus")]),
     "the package knows a part": (ratchets.import_arrows, [file("saltus", "from saltus.maps import A", True)]),
+    "the package knows a recipe at once": (
+        ratchets.import_arrows,
+        [file("saltus", "from saltus.recipes import opened", True)],
+    ),
+    "the package knows another part in a function": (
+        ratchets.import_arrows,
+        [file("saltus", "def load() -> None:\n    from saltus.training import fit", True)],
+    ),
     "a cycle of two": (
         ratchets.import_cycles,
         [file("saltus.maps", "from saltus.legs import a"), file("saltus.legs", "from saltus.maps import b")],

@@ -78,16 +78,15 @@ def write(done: Finished, out: Path) -> None:
     if out.resolve() == done.weights.resolve():
         raise ValueError(f"out {out}: expected another file than the run's own; choose another name")
     meta = dict(read_header(done.weights).meta)
-    kind, _, value = done.which.partition(" ")
-    name = RAW if kind == RAW else EVALUATED
-    facts = {} if not value else {"sigma_rel" if kind == "power" else "decay": float(value)}
-    save_weights(out, {name: done.model}, {**meta, "weights": {name: facts}})
+    name = RAW if done.which == RAW else EVALUATED
+    save_weights(out, {name: done.model}, {**meta, "weights": {name: dict(done.facts)}})
     print(f"weights  {out}: {done.name}, {done.which}, {out.stat().st_size / 1e6:.3g} MB")
 
 
 def _list(run: Path) -> None:
     path = weights_of(run)
-    print(f"in {path}: {', '.join(said(n, f) for n, f in known_weights(read_header(path).meta, path).items())}")
+    known = known_weights(read_header(path).meta, path)
+    print(f"in {path}: {', '.join(said(name, facts) for name, facts in known.items())}")
     stored = stored_in(snapshot_files(path.parent))
     last = max(step for _, step in stored)
     times = len({step for _, step in stored})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Finished:
         weights: the file.
         guidance: the largest strength of guidance that it learned; None if it learned none, or does not say.
         which: the weights in words: "ema 0.999", "raw", "power 0.13".
+        facts: the decay or the width of the average, if it is one and the file says so.
     """
 
     model: NetworkMap
@@ -64,6 +65,7 @@ class Finished:
     weights: Path
     guidance: float | None = None
     which: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -168,13 +170,13 @@ def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
     name = choice.name(known, path)
     model = initialised(0, spec.build)
     if name is not None:
+        facts = known[name]
         restore({name: model}, load_weights(path, f"{name}.").tensors, path)
-        which = said(name, known[name])
     else:
         assert choice.sigma_rel is not None
+        facts = {"sigma_rel": choice.sigma_rel}
         state = reconstruct_files(snapshot_files(path.parent), choice.sigma_rel)
         restore({"power": model}, {f"power.{key}": value for key, value in state.items()}, path.parent)
-        which = said("power", {"sigma_rel": choice.sigma_rel})
     strength = meta.get("guidance")
     return Finished(
         model=model.eval().requires_grad_(False),
@@ -185,7 +187,8 @@ def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
         dropout=float(meta.get("dropout", 0.0)),
         weights=path,
         guidance=None if strength is None else float(strength),
-        which=which,
+        which=said(name or "", facts),
+        facts=facts,
     )
 
 

@@ -103,8 +103,8 @@ class EMA:
         c_i (K - i); those that the average began with count as w(0). It is decay / (1 - decay) for a decay
         that has long been reached.
 
-        >>> EMA(nn.Linear(1, 1), 0.5, warmup=False).lookback(50)
-        1.0
+        >>> round(EMA(nn.Linear(1, 1), 0.9, warmup=False).lookback(200), 6)
+        9.0
         """
         age = 0.0
         for k in range(steps):
