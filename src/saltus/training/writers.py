@@ -145,7 +145,7 @@ class WeightsAndBiases:
         options: shown beside it.
 
     Raises:
-        ValueError: if wandb is not installed.
+        ValueError: if wandb is not installed, or does not begin a run.
     """
 
     def __init__(self, folder: Path, project: str, name: str, options: Mapping[str, object]) -> None:
@@ -155,9 +155,15 @@ class WeightsAndBiases:
         kept = folder / "wandb.id"
         known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
         self._image = wandb.Image
-        self._run = wandb.init(
-            project=project, name=name, id=known, resume="allow", dir=str(folder), config=dict(options)
-        )
+        try:
+            self._run = wandb.init(
+                project=project, name=name, id=known, resume="allow", dir=str(folder), config=dict(options)
+            )
+        except Exception as wrong:
+            raise ValueError(
+                f"--wandb: expected to begin a run of project {project}, got {_line(wrong)}; wandb login, or "
+                "WANDB_MODE=offline to keep everything here"
+            ) from wrong
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         if known is None:
@@ -221,9 +227,13 @@ class Writers:
 
     def _drop(self, writer: Writer, wrong: Exception) -> None:
         self._writers.remove(writer)
-        what = str(wrong).partition("\n")[0][:200]
         print(
-            f"saltus: warning: {type(writer).__name__} gets nothing more: {type(wrong).__name__}: {what}; "
+            f"saltus: warning: {type(writer).__name__} gets nothing more: {_line(wrong)}; "
             "the run goes on, and its own files hold everything",
             file=sys.stderr,
         )
+
+
+def _line(wrong: Exception) -> str:
+    """A fault in one line."""
+    return f"{type(wrong).__name__}: {' '.join(str(wrong).split())[:200]}"
