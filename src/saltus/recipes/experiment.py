@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from saltus import __version__
+from saltus.autodiff import recomputed
 from saltus.data import Noise
 from saltus.games import Game, Stages, as_game
 from saltus.guidance import GuidanceInput, LabelDropout
@@ -157,7 +158,7 @@ class Experiment:
                 self.teacher.start(made)
             return made
 
-        return built(student, self.world, outline=self.spec.build)
+        return self._trained(built(student, self.world, outline=self.spec.build))
 
     def critic(self) -> NetworkMap:
         """The critic: the teacher's network with its weights where that can be, else the student's anew."""
@@ -174,7 +175,13 @@ class Experiment:
                 teacher.start(made)
             return made
 
-        return built(critic, self.world, outline=chosen.build)
+        return self._trained(built(critic, self.world, outline=chosen.build))
+
+    def _trained(self, network: NetworkMap) -> NetworkMap:
+        """The same, as the machine's options want what trains."""
+        if self.training.machine.recompute:
+            recomputed(network.backbone)
+        return network
 
     def velocity(self) -> Velocity | None:
         """The teacher on the method's path: a run, the exact velocity, or None."""

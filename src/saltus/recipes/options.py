@@ -64,6 +64,8 @@ class Machine:
     """Micro-batches into which each process divides its rows of a batch, to need less memory."""
     replicas: int = 1
     """With torchrun: copies of the weights, each sharded over its part of the processes."""
+    recompute: bool = False
+    """Compute the inside of the networks' blocks again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile the loss with torch.compile (worth it for long runs)."""
 
