@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-
-from rich.console import Console
+from dataclasses import asdict, replace
 
 from saltus.interpolants import Trigonometric
-from saltus.maps import NetworkMap
 from saltus.methods import Need
 from saltus.methods import load as load_method
-from saltus.recipes.averages import EVALUATED, averages, modules, snapshot
 from saltus.recipes.experiment import DROPOUT, Experiment
-from saltus.recipes.folder import OPTIONS, WEIGHTS, write_json
 from saltus.recipes.model import ModelSpec
+from saltus.recipes.optimisation import check_training
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.parts import dropout_role, guides, interpolant_of
 from saltus.recipes.system import System
-from saltus.training import Log, save_weights
+from saltus.recipes.watch import check_output
 
-__all__ = ["assemble", "check", "train"]
+__all__ = ["assemble", "check"]
 
 FLOW = "flow_matching"
 """The method that trains a teacher where a run needs one of its own."""
@@ -74,16 +68,10 @@ def check(made: Experiment) -> Experiment:
 
 
 def _check_numbers(made: Experiment) -> None:
-    training, every, rate = made.training, made.output.grid_every, made.dropout
-    if training.steps < 1 or training.batch < 1 or training.warmup < 0:
-        raise ValueError(
-            f"training: expected steps and batch of at least 1 and warmup of at least 0, got "
-            f"steps={training.steps}, batch={training.batch}, warmup={training.warmup}"
-        )
-    if not -(2**63) <= training.seed < 2**63:
-        raise ValueError(f"seed: expected a number of at most 64 bits, got {training.seed}")
-    if every < 0:
-        raise ValueError(f"grid every: expected a number of steps, or 0 for never, got {every}")
+    check_training(made.training)
+    check_output(made.output)
+    made.world.rows(made.training.batch, made.training.machine.accumulate)  # or it says why not
+    rate = made.dropout
     if not 0.0 < made.jump_weight < math.inf:
         raise ValueError(
             f"jump weight: expected a factor above 0, got {made.jump_weight}; 1 is the method's own"
@@ -136,6 +124,7 @@ def assemble(
         rate = DROPOUT if system.classes is not None else None
         alone = {key: value for key, value in own.items() if key in ("labels",)}
         alone |= {"dropout": rate} if rate is not None else {}
+        lesson = replace(lesson, machine=training.machine)
         first = assemble(system, FLOW, plain, network, lesson, output, alone, dropout=rate)
     return check(
         Experiment(
@@ -154,35 +143,3 @@ def assemble(
         )
     )
 
-
-def train(
-    experiment: Experiment, folder: Path | None, grid: Callable[[NetworkMap, int], None] | None = None
-) -> NetworkMap:
-    """Train and return the averaged weights as a flow map.
-
-    Args:
-        experiment: what to train.
-        folder: exists and is empty; gets the options, metrics and weights. None writes nothing.
-        grid: called with the averaged map and the step, every ``grid_every`` steps but the last.
-    """
-    t, every = experiment.training, experiment.output.grid_every
-    student = experiment.model()
-    kept = averages(t, student)
-    averaged = kept[EVALUATED].module
-    assert isinstance(averaged, NetworkMap)
-    if folder is not None:
-        write_json(folder / OPTIONS, experiment.options())
-    console = Console(quiet=experiment.output.quiet, highlight=False)
-    with Log(folder, steps=t.steps, batch=t.batch, every=min(50, t.steps), console=console) as log:
-        for step in experiment.fit(student):
-            for average in kept.values():
-                average.update()
-            log(step)
-            done = step.index + 1
-            if folder is not None:
-                snapshot(t, kept, folder, done)
-            if grid is not None and every and done % every == 0 and done < t.steps:
-                grid(averaged, done)
-    if folder is not None:
-        save_weights(folder / WEIGHTS, modules(kept, student), experiment.meta())
-    return averaged

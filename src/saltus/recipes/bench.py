@@ -16,7 +16,7 @@ import torch
 from tyro import conf
 
 from saltus.methods import Need, Sampler, discover, load
-from saltus.recipes.assemble import assemble, train
+from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import check_file
 from saltus.recipes.images import system as digits_as_means
@@ -24,6 +24,7 @@ from saltus.recipes.mixture import system as reference_problem
 from saltus.recipes.options import HELP, Flag, Network, Output, Training, parse
 from saltus.recipes.sampling import draw
 from saltus.recipes.system import Drawn, System
+from saltus.recipes.train import train
 from saltus.report import Cell, Table, figure
 from saltus.samplers import prior
 from saltus.streams import Streams
@@ -149,6 +150,7 @@ def measure(
     made = assemble(problem.system(), name, True, problem.network, training, Output(quiet=True), {})
     begin = time.perf_counter()
     model = train(made, None)
+    assert model is not None, "a bench is one process"
     seconds = time.perf_counter() - begin
     found = {k: _figures(made, model, k) for k in COUNTS if k in made.method.card.steps}
     fresh = made.method.card.sampler is Sampler.RENOISE  # fresh noise after a jump: no map to compare with

@@ -13,13 +13,14 @@ from torch import Tensor
 from tyro import conf
 
 from saltus.methods import Sampler
+from saltus.page import write_comparison
 from saltus.plots import Row, Series, check_matplotlib, density, lines, rows
 from saltus.recipes.evaluate import OWN, SOLVER, Measured, samplers
+from saltus.recipes.execute import record
 from saltus.recipes.finished import again, check_out
 from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of, whole
 from saltus.recipes.judged_by_teacher import NEAR
 from saltus.recipes.opened import open_run
-from saltus.recipes.run import record
 from saltus.recipes.show import shown
 from saltus.recipes.system import asked
 from saltus.report import Cell, Table, figure
@@ -29,7 +30,7 @@ from saltus.streams import Streams
 __all__ = ["compare"]
 
 RunPaths = Annotated[tuple[Path, ...], conf.arg(metavar="RUN RUN [RUN ...]", help_behavior_hint="(required)")]
-PICTURE = ".png"
+PICTURE, PAGE = ".png", ".html"
 FEW = (1, 2, 4)
 """Steps at which a picture shows a map."""
 GAP = 3
@@ -62,11 +63,13 @@ def compare(
     runs: conf.Positional[RunPaths],
     *,
     out: Annotated[Path, conf.arg(metavar="FILE")] = Path("comparison.png"),
+    page: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
 ) -> None:
-    """One table, one plot and one picture for several finished runs, by the sampler that each method allows.
+    """One table, one plot, one picture and one page for several finished runs, by the sampler of each method.
 
     A run that learned a velocity alone, such as a teacher, is there with its ODE of 64 steps too. The picture
-    shows what all of them make of the same noise.
+    shows what all of them make of the same noise. The page has all of it, their curves one over the other and
+    the options in which they differ.
 
     examples:
       saltus compare runs/mixture-lsd runs/mixture-mean_flow
@@ -76,11 +79,14 @@ def compare(
     Args:
         runs: Run folders, at least two, of one system.
         out: The plot, a .png picture; the samples are beside it, in a file whose name ends in -samples.
+        page: The page, an .html file; by default beside the plot, under its name.
     """
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         got = " ".join(map(str, runs)) or "none"
         raise ValueError(f"compare: expected at least two run folders, all different, got {got}")
     check_out(out, (PICTURE,))
+    page = page or out.with_suffix(PAGE)
+    check_out(page, (PAGE,))
     check_matplotlib()
     systems = sorted({_system(run) for run in runs})  # before anything is measured
     if len(systems) > 1:
@@ -92,8 +98,11 @@ def compare(
         lines(_panels(found), draft, "steps", systems[0], doubling=True)
     print(f"plot     {out}")
     beside = out.with_name(f"{out.stem}-samples{PICTURE}")
-    if _draw(runs, labels, beside):
+    drawn = _draw(runs, labels, beside)
+    if drawn:
         print(f"samples  {beside}")
+    write_comparison(dict(zip(labels, runs, strict=True)), page, beside if drawn else None)
+    print(f"page     {page}")
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:

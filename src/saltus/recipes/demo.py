@@ -10,9 +10,10 @@ from pathlib import Path
 
 from saltus.recipes.digits import AGREEMENT, FRECHET, digits
 from saltus.recipes.evaluate import EULERS, ODE_STEPS, OWN, SOLVER, Measured
+from saltus.recipes.execute import execute
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Output, Training
-from saltus.recipes.run import clock, execute
+from saltus.recipes.run import clock
 
 __all__ = ["Criterion", "criteria", "demo"]
 

@@ -1,20 +1,23 @@
-"""Run folders: what a finished run leaves, and how it is read again.
+"""Run folders: what a run leaves, and how it is read again.
 
     options.json          what was asked for, resolved; ``saltus run FOLDER/options.json`` repeats it
+    environment.json      where and with what: versions, commit, device, processes
     metrics.jsonl         one line a logged step
+    evaluations.jsonl     figures of the weights while they were trained
+    grids/000500.png      samples after so many steps
+    checkpoints/          everything needed to go on
     model.safetensors     averaged and raw weights; the construction options are in its metadata
     samples.png           samples of the averaged weights
     evaluation.json       figures, once ``saltus evaluate`` or the run's own end has measured them
+    report.html           all of it on one page
 
-A run writes into a folder of its own beside the final one and takes its place when it is finished,
-so a folder with the run's name always holds a whole run.
+A run is finished when its weights file is there; before that, the same command goes on with it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,14 +25,17 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "CHECKPOINTS",
+    "ENVIRONMENT",
     "EVALUATION",
+    "EVALUATIONS",
+    "GRIDS",
     "METRICS",
     "OPTIONS",
     "SAMPLES",
     "WEIGHTS",
+    "check_above",
     "check_file",
-    "check_free",
-    "fresh",
     "read_json",
     "weights_of",
     "whole",
@@ -38,28 +44,8 @@ __all__ = [
 
 OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
 SAMPLES, EVALUATION = "samples.png", "evaluation.json"
-
-
-def check_free(folder: Path, overwrite: bool, teacher: Path | None = None) -> None:
-    """Raise a ValueError unless a run may be written to ``folder``; what it learns from stays there."""
-    if teacher is not None and folder.resolve() in (teacher.resolve(), *teacher.resolve().parents):
-        raise ValueError(
-            f"run folder {folder}: expected one apart from the teacher, got the one that {teacher} is in; "
-            "choose another with --out"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run folder {folder}: expected a folder, got a file; choose another with --out")
-    if folder.exists() and not (folder / OPTIONS).exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"run folder {folder}: expected a new or empty folder or a run, got a folder with other files; "
-            "choose another with --out"
-        )
-    if (folder / WEIGHTS).exists() and not overwrite:
-        raise ValueError(
-            f"run folder {folder}: it holds a finished run already; add --overwrite to replace it, "
-            "or choose another with --out"
-        )
-    _check_above(folder, f"run folder {folder}")
+ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
+EVALUATIONS, GRIDS = "evaluations.jsonl", "grids"
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -68,10 +54,10 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"out {path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise ValueError(f"out {path}: expected a file, got a folder; choose another name with --out")
-    _check_above(path, f"out {path}")
+    check_above(path, f"out {path}")
 
 
-def _check_above(path: Path, what: str) -> None:
+def check_above(path: Path, what: str) -> None:
     """Raise a ValueError unless the folders above ``path`` are there or can be made."""
     above = next(p for p in path.resolve().parents if p.exists())
     if not above.is_dir():
@@ -93,33 +79,6 @@ def whole(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path}: expected to write here, got {why}; choose another with --out") from wrong
     finally:
         draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def fresh(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder to write a run to, which becomes ``folder`` if the context ends without an error.
-
-    After an error or an interruption it is removed and ``folder`` is as it was.
-    """
-    check_free(folder, overwrite)
-    made = [p for p in reversed(folder.resolve().parents) if not p.exists()]
-    working = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        working.mkdir(parents=True)
-    except OSError as wrong:
-        why = wrong.strerror or wrong
-        raise ValueError(f"run folder {folder}: cannot be made, {why}; choose another with --out") from wrong
-    try:
-        yield working
-        if folder.exists():
-            shutil.rmtree(folder)
-        working.rename(folder)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        for parent in reversed(made):
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """What a run measures while it trains: figures and pictures of the averaged weights on a schedule.
 
     with writers(made, folder, start) as writer, Log(folder, ..., writer=writer) as log:
-        watch = Watch(made, folder, lambda: averaged, log, writer)
+        watch = Watch(made, folder, log, writer)
         for step in fit:
             ...
-            score = watch(step.index + 1)
+            score = watch(step.index + 1, averaged) if watch.due(step.index + 1) else None
 
 Neither changes training, and both are functions of the weights, the seed and the step: a run that was resumed
 writes the same lines and pictures again, but for what clocks say (``ms`` and ``seconds``). The judge and the
@@ -22,7 +22,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,15 +74,18 @@ def grids_at(made: Experiment) -> int:
     return max(math.ceil(made.training.steps / GRIDS_A_RUN), LEAST) if every is None else every
 
 
-def writers(made: Experiment, folder: Path, start: int = 0) -> Writers:
+def writers(made: Experiment, folder: Path, start: int = 0, leads: bool = True) -> Writers:
     """The writers that were asked for, to be used as a context.
 
     Args:
         made: what is trained.
         folder: of the run; it exists.
         start: steps that are done already.
+        leads: whether this process writes at all.
     """
     found: list[Writer] = []
+    if not leads:
+        return Writers(found)
     if made.output.tensorboard:
         found.append(TensorBoard(folder, start))
     if made.output.wandb is not None:
@@ -148,7 +151,6 @@ class Watch:
         self,
         made: Experiment,
         folder: Path,
-        model: Callable[[], NetworkMap],
         log: Log,
         writer: Writer,
     ) -> None:
@@ -157,40 +159,49 @@ class Watch:
         Args:
             made: what is trained.
             folder: of the run.
-            model: gives the averaged map as it is now.
             log: which leaves this time out of its rates.
             writer: gets figures and pictures too.
         """
-        self._made, self._folder, self._model = made, folder, model
+        self._made, self._folder = made, folder
         self._log, self._writer = log, writer
         self._grid, self._evaluate = grids_at(made), made.output.evaluate_every
         self._exam: Exam | None = None
         self._free, self._told = math.nan, False  # when the last evaluation was over; whether it was dear
         self.seconds = 0.0
 
-    def __call__(self, done: int) -> float | None:
+    def due(self, done: int) -> bool:
+        """Whether there is something to do after ``done`` steps."""
+        return self._draws(done) or self._measures(done)
+
+    def _draws(self, done: int) -> bool:
+        last = done == self._made.training.steps
+        return bool(self._grid) and (done % self._grid == 0 or last)
+
+    def _measures(self, done: int) -> bool:
+        return bool(self._evaluate) and done % self._evaluate == 0 and done < self._made.training.steps
+
+    def __call__(self, done: int, model: NetworkMap) -> float | None:
         """Do what is due after ``done`` steps.
+
+        Args:
+            done: steps.
+            model: the averaged map as it is now.
 
         Returns:
             The score of the averaged weights (see :func:`saltus.recipes.evaluate.score`), smaller is better;
             None where none was measured.
         """
-        last = done == self._made.training.steps
-        draw = bool(self._grid) and (done % self._grid == 0 or last)
-        measure = bool(self._evaluate) and done % self._evaluate == 0 and not last
-        if not draw and not measure:
-            return None
-        begin = time.monotonic()
+        begin, found = time.monotonic(), None
         with self._log.aside():
-            if draw:
-                self._draw(done)
-            found = self._measure(done) if measure else None
+            if self._draws(done):
+                self._draw(done, model)
+            if self._measures(done):
+                found = self._measure(done, model)
         self.seconds += time.monotonic() - begin
         return found
 
-    def _draw(self, done: int) -> None:
+    def _draw(self, done: int, model: NetworkMap) -> None:
         try:
-            model = self._model()
             where = grid(self._made, model, self._folder, done)
             write_trajectories(self._made, model, self._folder, done)
         except Exception as wrong:
@@ -198,13 +209,12 @@ class Watch:
             return
         self._writer.images(done, {"grid": where})
 
-    def _measure(self, done: int) -> float | None:
+    def _measure(self, done: int, model: NetworkMap) -> float | None:
         begin = time.monotonic()
         first = self._exam is None
         lines: list[Measured] = []
         fault: dict[str, object] = {}
         try:
-            model = self._model()
             self._exam = self._exam or Exam(self._made)
             lines = self._exam.own(model)
             write_residuals(self._made, model, self._folder, done, ROWS)

@@ -200,7 +200,7 @@ class Checkpoints:
         if steps:
             raise ValueError(
                 f"{self.folder}: expected a whole checkpoint, got {len(steps)} damaged; put one back from a "
-                "copy, or begin anew with --overwrite"
+                "copy, or delete this folder to begin anew"
             )
         return None
 

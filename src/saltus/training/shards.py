@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,8 +96,9 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
     seen = hashlib.sha256()
+    pieces: list[Any] = [len(text).to_bytes(8, "little"), text]
     with path.open("xb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text, *map(_bytes, tensors.values())):
+        for piece in pieces + [_bytes(tensor) for tensor in tensors.values()]:
             seen.update(piece)
             file.write(piece)
         file.flush()
@@ -105,8 +106,9 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return seen.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+def _bytes(tensor: Tensor) -> Any:  # noqa: ANN401 - whatever has a buffer
+    """The numbers of a contiguous tensor as bytes, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
 
 
 def sha256_of(path: Path) -> str:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from saltus.training.checkpoint import Saved
 from saltus.training.ema import EMA
-from saltus.training.loop import Fit, Player
+from saltus.training.loop import Fit
+from saltus.training.player import Player
 from saltus.training.stages import artifact_tensors
 
 __all__ = ["State", "restore", "state_of"]

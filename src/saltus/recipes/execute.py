@@ -1,0 +1,127 @@
+"""A run from its first second to its last: the folder, a teacher of its own, training, pictures, figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from saltus.maps import NetworkMap
+from saltus.page.files import PAGE
+from saltus.recipes.doctor import counted
+from saltus.recipes.environment import environment
+from saltus.recipes.evaluate import EULERS, Measured, all_samplers, evaluate, tables
+from saltus.recipes.evaluate import STEPS as PICTURED
+from saltus.recipes.experiment import TEACHER, Experiment
+from saltus.recipes.folder import EVALUATION, OPTIONS, SAMPLES, WEIGHTS, write_json
+from saltus.recipes.occupied import check_free, occupied
+from saltus.recipes.show import picture, shown
+from saltus.recipes.train import refresh, train
+from saltus.recipes.watch import conclude
+from saltus.samplers import prior
+from saltus.streams import Streams
+from saltus.training import Stopped
+
+__all__ = ["check_place", "execute", "record", "show"]
+
+
+def check_place(made: Experiment) -> None:
+    """Raise a ValueError unless the run may begin or go on in its folder."""
+    teacher = None if made.teacher is None else made.teacher.place
+    check_free(made.folder, made.options(), made.output.overwrite, teacher)
+
+
+def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
+    """Draw a picture of the method's samples, and plain integration's beside them, from the same noise."""
+    n = shown(made.system.shape)
+    rng = Streams(made.training.seed, index=torch.arange(n))
+    x0 = prior(rng, made.system.shape, made.interpolant)
+    labels = None if made.system.classes is None else torch.arange(n) % made.system.classes
+    with torch.no_grad():
+        rows = [row for row in all_samplers(made, model, x0, labels, rng, PICTURED) if row.pictured]
+        rows = sorted(rows, key=lambda row: row.group is EULERS)  # Euler's last
+        parts = [(row.label, row.sample()) for row in rows]
+    picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(path)
+
+
+def execute(made: Experiment) -> list[Measured]:
+    """Train or go on, draw, save and measure. All processes of a run call this; the first one writes."""
+    check_place(made)
+    world, folder = made.world, made.folder
+    with ExitStack() as stack:
+        if world.leads:
+            here = environment(world.device, world.size)
+            stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here))
+        world.barrier()
+        try:
+            if made.first is not None:
+                made = _taught(made, folder / TEACHER)
+            model = train(made, folder)
+        except Stopped as stop:
+            if world.leads:
+                done = f"after step {stop.step:,}, which is saved"
+                print(f"stopped {done}; the same command goes on from there", file=sys.stderr)
+            raise
+    return [] if model is None else _conclude(made, model, folder)
+
+
+def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
+    """Draw and measure a trained map, and say where everything is."""
+    show_samples(made, model, folder / SAMPLES)
+    lines = [] if made.output.skip_evaluation else record(made, model, folder)
+    if lines:
+        conclude(made, model, folder, lines)
+    refresh(folder)
+    if not made.output.quiet:
+        if lines:
+            show(made, lines)
+        print(f"run      {folder}/")
+        print(f"picture  {folder / SAMPLES}")
+        print(f"page     {folder / PAGE}")
+    return lines
+
+
+def _taught(made: Experiment, place: Path) -> Experiment:
+    """The run with its own teacher, which is trained now unless it is there."""
+    first, leads = made.first, made.world.leads
+    assert first is not None
+    loud = leads and not made.output.quiet
+    if not (place / WEIGHTS).exists():
+        if leads:
+            place.mkdir(exist_ok=True)
+            write_json(place / OPTIONS, first.options())
+        if loud:
+            print(f"first its teacher, {first.name}: {first.training.steps:,} steps")
+        made.world.barrier()
+        model = train(first, place)
+        if model is not None:
+            show_samples(first, model, place / SAMPLES)
+            refresh(place)
+    made.world.barrier()
+    if loud:
+        print(f"then {made.name}: {made.training.steps:,} steps")
+    return made.taught(place)
+
+
+def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
+    """Measure, and write the figures into the run folder."""
+    with Console(quiet=made.output.quiet).status("measuring", spinner="line"):
+        lines = list(evaluate(made, model))
+    write_json(folder / EVALUATION, {"run": made.name, "lines": [asdict(m) for m in lines]})
+    return lines
+
+
+def show(
+    made: Experiment, lines: Sequence[Measured], weights: str = "moving average of the weights"
+) -> None:
+    """Print the figures of a run, taken with these weights."""
+    title = f"{made.name} after {made.training.steps:,} steps ({weights})"
+    against = f"the same against {made.system.name}"
+    against += " (evaluation only: training read no data)" if made.data_free else ""
+    for part in tables(lines, title, against):
+        part.show()
