@@ -174,11 +174,14 @@ class Watch:
         return self._draws(done) or self._measures(done)
 
     def _draws(self, done: int) -> bool:
-        last = done == self._made.training.steps
-        return bool(self._grid) and (done % self._grid == 0 or last)
+        return self._on(self._grid, done)
 
     def _measures(self, done: int) -> bool:
-        return bool(self._evaluate) and done % self._evaluate == 0 and done < self._made.training.steps
+        return self._on(self._evaluate, done)
+
+    def _on(self, every: int, done: int) -> bool:
+        """Whether a schedule names this step; the last one is always on it."""
+        return every > 0 and (done % every == 0 or done == self._made.training.steps)
 
     def __call__(self, done: int, model: NetworkMap) -> float | None:
         """Do what is due after ``done`` steps.
