@@ -4,7 +4,7 @@
     for step in fit(...):
         for average in kept.values():
             average.update()
-        snapshot(training, kept, folder, step.index + 1)
+        snapshot(training, kept, folder, step.index + 1, world)
     save_weights(folder / WEIGHTS, modules(kept, student), {..., "weights": table(training)})
 """
 
@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from saltus.recipes.options import Flag, Training
-from saltus.training import EMA, PowerProfile, save_snapshots
+from saltus.training import EMA, PowerProfile, World, gathered, save_snapshots
 
 __all__ = [
     "AVERAGES",
@@ -84,17 +85,24 @@ def snapshot_file(folder: Path, done: int) -> Path:
     return folder / AVERAGES / f"step-{done:08d}.safetensors"
 
 
-def snapshot(training: Training, kept: Mapping[str, EMA], folder: Path, done: int) -> None:
-    """Store the power-function averages after ``done`` steps, if it is time.
+def snapshot(training: Training, kept: Mapping[str, EMA], folder: Path, done: int, world: World) -> None:
+    """Store the power-function averages after ``done`` steps, if it is time; all processes call this.
 
     A file is a function of the run's options and the step: one that is there from before a crash is written
     again with the same content.
     """
     if not due(training, done):
         return
-    path = snapshot_file(folder, done)
-    path.parent.mkdir(exist_ok=True)
-    save_snapshots(path, [e for e in kept.values() if isinstance(e.decay, PowerProfile)])
+    found: dict[float, nn.Module] = {}
+    for average in kept.values():
+        if isinstance(average.decay, PowerProfile):
+            whole = gathered(average.module, world, torch.device("cpu"))
+            if whole is not None:
+                found[average.decay.sigma_rel] = whole
+    if world.leads:
+        path = snapshot_file(folder, done)
+        path.parent.mkdir(exist_ok=True)
+        save_snapshots(path, found, done)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _play(made: Experiment, fit: Fit, kept: Mapping[str, EMA], folder: Path, run
             if watch.due(fit.index):
                 model = _whole(made, kept)
                 score = watch(fit.index, model) if model is not None else None
-            snapshot(made.training, kept, folder, fit.index)
+            snapshot(made.training, kept, folder, fit.index, made.world)
             run.after(step, score)
             if leads and time.monotonic() - drawn > PAGE_SECONDS:
                 with log.aside():

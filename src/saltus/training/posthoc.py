@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,32 +156,24 @@ class PowerEMA:
         Raises:
             ValueError: before the first update, and as :func:`saltus.training.save_weights`.
         """
-        save_snapshots(path, list(self.averages.values()))
+        save_snapshots(path, {s: average.module for s, average in self.averages.items()}, self._step())
 
     def _step(self) -> int:
-        return _step(self.averages.values())
+        step = min(int(average.count) for average in self.averages.values())
+        if step < 1:
+            raise ValueError("snapshot: expected at least one update, got none; call update() after a step")
+        return step
 
 
-def save_snapshots(path: str | Path, averages: Sequence[EMA]) -> None:
-    """Write averages of :class:`PowerProfile` to one safetensors file; :func:`load_snapshots` reads it.
+def save_snapshots(path: str | Path, averages: Mapping[float, nn.Module], step: int) -> None:
+    """Write power-function averages by sigma_rel to one safetensors file; :func:`load_snapshots` reads it.
 
     Raises:
-        ValueError: before the first update, and as :func:`saltus.training.save_weights`.
+        ValueError: as :func:`saltus.training.save_weights`.
     """
-    step, widths = _step(averages), [e.decay.sigma_rel for e in averages if isinstance(e.decay, PowerProfile)]
-    if len(widths) < len(averages):
-        raise ValueError("averages: expected power-function averages alone, got others too; leave them out")
-    modules = {f"average{i}": average.module for i, average in enumerate(averages)}
+    modules = {f"average{i}": module for i, module in enumerate(averages.values())}
     buffers = sorted(_buffer_names(modules["average0"]))
-    save_weights(path, modules, {_META: {"step": step, "sigma_rel": widths, "buffers": buffers}})
-
-
-def _step(averages: Iterable[EMA]) -> int:
-    """The updates that all of them have seen."""
-    step = min((int(average.count) for average in averages), default=0)
-    if step < 1:
-        raise ValueError("snapshot: expected at least one update, got none; call update() after a step")
-    return step
+    save_weights(path, modules, {_META: {"step": step, "sigma_rel": list(averages), "buffers": buffers}})
 
 
 def _buffer_names(module: nn.Module) -> set[str]:
