@@ -5,7 +5,7 @@ is one file that needs nothing else: its style, its few lines of script, its dra
 (PNG as data URIs) are in it. What is not there is not shown, and neither PyTorch nor matplotlib is needed.
 Everything on disk is text of a stranger: it is escaped, and what cannot be read is counted and left out.
 
-What is read, beside ``options.json``, ``environment.json``, ``metrics.jsonl`` and ``model.safetensors``, which
+Read are, beside ``options.json``, ``environment.json``, ``metrics.jsonl`` and ``model.safetensors``, which
 says by being there that the run is finished:
 
 ``evaluations.jsonl``
@@ -39,13 +39,15 @@ says by being there that the run is finished:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from saltus.page.comparison import comparison
 from saltus.page.files import PAGE, is_run, read_run
 from saltus.page.sections import header, sections
 from saltus.page.sheet import document, put
 
-__all__ = ["write_page"]
+__all__ = ["write_comparison", "write_page"]
 
 
 def write_page(folder: Path, training: bool | None = None) -> Path:
@@ -68,3 +70,22 @@ def write_page(folder: Path, training: bool | None = None) -> Path:
     run = read_run(folder, training)
     text = document(run.title, header(run), *sections(run), live=run.state.training)
     return put(folder / PAGE, text)
+
+
+def write_comparison(runs: Mapping[str, Path], path: Path, picture: Path | None = None) -> Path:
+    """Draw several runs on one page at ``path``, and return that path.
+
+    Args:
+        runs: their folders, by the names that the page gives them.
+        path: of the page, in a folder that exists.
+        picture: a PNG of samples of all of them, which the page takes in.
+
+    Raises:
+        ValueError: if a folder holds no run.
+        OSError: if the page cannot be written.
+    """
+    for folder in runs.values():
+        if not is_run(folder):
+            raise ValueError(f"compare: expected run folders, got {folder}; saltus run makes one")
+    title, parts = comparison(runs, picture)
+    return put(path, document(title, *parts))

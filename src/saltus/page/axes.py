@@ -157,7 +157,7 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0.0:
         return "0"
     sign, size = "−" if value < 0.0 else "", abs(value)
-    if 1e-3 <= size < 1e6:
+    if 1e-4 <= size < 1e6:
         places = max(0, digits - 1 - math.floor(math.log10(size)))
         text = f"{size:,.{places}f}"
         return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
@@ -174,7 +174,7 @@ def fixed(value: float) -> str:
     ['0.500', '12.0', '1,234', '10⁻⁵']
     """
     size = abs(value)
-    if not (1e-3 <= size < 1e6):
+    if not (1e-4 <= size < 1e6):
         return number(value)
     places = max(0, 2 - math.floor(math.log10(size)))
     return f"{value:,.{places}f}".replace("-", "−")

@@ -28,6 +28,8 @@ WIDEST = 140
 """Pixels for the names at the right; longer names are cut."""
 GUTTER = 44
 """Pixels for the numbers at the left, unless they need more; the style sheet has the same number."""
+EDGE = 6
+"""Pixels that a name keeps from the ends of the plot."""
 COLOURS = 8
 SIDE = 1000
 """Units of a stretched drawing in both directions."""
@@ -110,7 +112,7 @@ def _spread(wanted: Sequence[float]) -> list[float]:
         middle, count = wanted[k], 1
         while True:
             half = (count - 1) * GAP / 2.0
-            middle = min(max(middle, half), HEIGHT - half)
+            middle = min(max(middle, half + EDGE), HEIGHT - EDGE - half)
             if not groups or middle - half - GAP >= groups[-1][0] + (groups[-1][1] - 1) * GAP / 2.0:
                 break
             above, many = groups.pop()

@@ -16,9 +16,9 @@ from saltus.page.axes import Floats
 
 __all__ = ["Curve", "History", "finite", "objects", "read_history", "smoothed", "thinned"]
 
-LONG = 12_000
-"""Lines of a log that are read one by one; of a longer one, as many evenly spaced ones and the extremes."""
-BLOCKS = 400
+LONG, EVEN = 10_000, 3000
+"""Lines of a log that are all read; of a longer one, so many evenly spaced ones and those with extremes."""
+BLOCKS = 300
 """Parts of a longer log of which each keeps the lines with its extremes."""
 WATCHED = ("loss", "grad_norm")
 """The numbers whose extremes are looked for in a longer log."""
@@ -101,46 +101,39 @@ def objects(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], int]:
 def lines_of(path: Path) -> list[bytes]:
     """The whole lines of a file, without one that is still being written; none if it cannot be read."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes().split(b"\n")[:-1]
     except OSError:
         return []
-    whole, _, rest = data.rpartition(b"\n")
-    lines = whole.split(b"\n") if whole else []
-    try:
-        json.loads(rest)
-    except (ValueError, RecursionError):
-        return lines
-    return [*lines, rest]
 
 
-def _extremes(lines: Sequence[bytes]) -> set[int] | None:
-    """Where a watched number is smallest or largest within its block; None where lines differ too much."""
+def _extremes(data: bytes, n: int) -> set[int] | None:
+    """Where among n lines a watched number is smallest or largest within its block; None where the lines
+    differ too much to say."""
     found: set[int] = set()
-    data, n = b"\n".join(lines), len(lines)
     edges = np.linspace(0, n, BLOCKS + 1).astype(int)
     for name in WATCHED:
         texts = re.findall(rb'"%s": (-?\d[-+.\deE]*)' % name.encode(), data)
         if len(texts) % n:
             return None
         try:
-            values = np.array(texts, dtype=bytes).astype(np.float64).reshape(n, -1)
+            values = np.fromiter(map(float, texts), np.float64, len(texts)).reshape(n, -1)
         except ValueError:
             return None
-        for column in values.T:
-            for a, b in zip(edges[:-1], edges[1:], strict=True):
-                part = column[a:b]
-                found |= {int(a + part.argmin()), int(a + part.argmax())}
+        for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            part = values[a:b]
+            found.update((a + part.argmin(axis=0)).tolist(), (a + part.argmax(axis=0)).tolist())
     return found
 
 
-def _chosen(lines: Sequence[bytes]) -> Sequence[bytes]:
-    """All lines of a short log; of a long one, enough to draw it."""
+def _chosen(path: Path) -> list[bytes]:
+    """The lines of a log, all of a short one; of a long one, enough to draw it."""
+    lines = lines_of(path)
     if len(lines) <= LONG:
         return lines
-    extremes = _extremes(lines)
+    extremes = _extremes(path.read_bytes(), len(lines))
     if extremes is None:
         return lines
-    even = np.linspace(0, len(lines) - 1, LONG // 2).astype(int).tolist()
+    even = np.linspace(0, len(lines) - 1, EVEN).astype(int).tolist()
     return [lines[k] for k in sorted(extremes.union(even))]
 
 
@@ -191,7 +184,7 @@ class _Columns:
 
 def read_history(path: Path) -> History:
     """Read a log; a log that is not there is an empty one."""
-    rows, wrong = objects(_chosen(lines_of(path)))
+    rows, wrong = objects(_chosen(path))
     good = [row for row in rows if finite(row.get("step")) is not None and row["step"] >= 0]
     wrong += len(rows) - len(good)
     terms, rates, norms, speed = _Columns(), _Columns(), _Columns(), _Columns()
@@ -234,23 +227,22 @@ def read_history(path: Path) -> History:
 def smoothed(curve: Curve, points: int = 160) -> Curve | None:
     """The running mean, twice over a window of a thirtieth of the curve, at some points; None if short.
 
-    At the ends the window shrinks, so that a straight line stays what it is.
+    At the ends the window is what there is of it, so the last value is a mean too.
 
     >>> line = Curve(np.arange(100.0), np.arange(100.0))
     >>> smooth = smoothed(line)
-    >>> bool(np.allclose(smooth.x, smooth.y))
-    True
+    >>> bool(np.allclose(smooth.x[5:-5], smooth.y[5:-5])), float(smooth.y[-1])
+    (True, 98.25)
     """
     n = len(curve)
     if n < 24:
         return None
     half = max(1, n // 60)
     y = curve.y
+    first, end = np.maximum(np.arange(n) - half, 0), np.minimum(np.arange(n) + half + 1, n)
     for _ in range(2):
-        reach = np.minimum(half, np.minimum(np.arange(n), np.arange(n)[::-1]))
         sums = np.concatenate(([0.0], np.cumsum(y - y.mean())))
-        at = np.arange(n)
-        y = y.mean() + (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+        y = y.mean() + (sums[end] - sums[first]) / (end - first)
     kept = np.unique(np.linspace(0, n - 1, min(n, points)).astype(int))
     return Curve(curve.x[kept], y[kept])
 

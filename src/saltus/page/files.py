@@ -15,7 +15,7 @@ from typing import Any
 from saltus.page.curves import History, finite, lines_of, objects, read_history
 from saltus.page.fields import Heat, Plane, read_heats, read_planes
 
-__all__ = ["Evaluation", "Figures", "Picture", "RunFiles", "State", "is_run", "read_run"]
+__all__ = ["Evaluation", "Figures", "Picture", "RunFiles", "State", "is_run", "picture_of", "read_run"]
 
 OPTIONS, METRICS, WEIGHTS, PAGE = "options.json", "metrics.jsonl", "model.safetensors", "report.html"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -114,6 +114,12 @@ class RunFiles:
         return "-".join(str(n) for n in named) if all(named) else self.folder.resolve().name
 
     @property
+    def main(self) -> Sequence[Evaluation]:
+        """The evaluations of the weights that come first among those evaluated last."""
+        last = next((e for e in self.evaluations if e.step == self.evaluations[-1].step), None)
+        return [e for e in self.evaluations if last is not None and e.weights == last.weights]
+
+    @property
     def steps(self) -> int | None:
         """How many steps the whole run has."""
         value = finite(self.group.get("training", {}).get("steps"))
@@ -192,7 +198,7 @@ def _skipped(count: int, name: str) -> str:
     return f"{name}: {count:,} damaged {what} skipped."
 
 
-def _picture(path: Path, notes: list[str], step: int | None = None) -> Picture | None:
+def picture_of(path: Path, notes: list[str], step: int | None = None) -> Picture | None:
     """A PNG of reasonable size, else None with a note."""
     try:
         if path.stat().st_size > LARGEST:
@@ -224,7 +230,7 @@ def _grids(folder: Path, notes: list[str]) -> list[Picture]:
     pictures: list[Picture] = []
     room = ROOM
     for step, path in reversed(found):  # the last ones first, in case there is no room for all
-        picture = _picture(path, notes, step)
+        picture = picture_of(path, notes, step)
         if picture is not None and len(picture.uri) <= room:
             room -= len(picture.uri)
             pictures.append(picture)
@@ -280,7 +286,7 @@ def read_run(folder: Path, training: bool | None = None, whole: bool = True) -> 
     heats, planes = read_heats(residuals), read_planes(ways)
     names = ["samples.png"] + ["points.png"] * (not planes) + ["residuals.png"] * (not heats)
     kept = [
-        p for name in names if whole and (folder / name).is_file() if (p := _picture(folder / name, notes))
+        p for name in names if whole and (folder / name).is_file() if (p := picture_of(folder / name, notes))
     ]
     inner = folder / "teacher"
     steps = [finite(value.get("step")) for value in (residuals, ways)]
@@ -290,7 +296,7 @@ def read_run(folder: Path, training: bool | None = None, whole: bool = True) -> 
         environment=_object(folder / "environment.json", notes),
         history=history,
         evaluations=over,
-        final=last or (over[-1] if over else None),
+        final=last or next((e for e in over if e.step == over[-1].step), None),
         grids=_grids(folder / "grids", notes) if whole else (),
         pictures={p.name: p for p in kept},
         heats=heats,

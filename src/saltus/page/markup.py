@@ -20,8 +20,9 @@ def _safe(text: str) -> str:
     """Escaped, unless it is markup; what cannot be printed becomes a blank."""
     if isinstance(text, Markup):
         return text
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return escape(clean)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return escape(text)
 
 
 def joined(*parts: str) -> Markup:

@@ -3,7 +3,7 @@
 const written = (v) => {
   const a = Math.abs(v);
   if (v === 0) return "0";
-  if (a >= 1e-3 && a < 1e6) return v.toLocaleString("en", { maximumSignificantDigits: a >= 1000 ? 6 : 4 });
+  if (a >= 1e-4 && a < 1e6) return v.toLocaleString("en", { maximumSignificantDigits: a >= 1000 ? 6 : 4 });
   return v.toExponential(2);
 };
 const part = (axis, v) => axis[2] ? Math.log(v / axis[0]) / Math.log(axis[1] / axis[0]) : (v - axis[0]) / (axis[1] - axis[0]);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,19 @@ from saltus.page.curves import Curve
 from saltus.page.files import Evaluation, Figures, RunFiles
 from saltus.page.markup import Markup, joined, tag
 
-__all__ = ["OWN", "REAL", "best", "by_count", "over_training", "table"]
+__all__ = [
+    "OWN",
+    "REAL",
+    "best",
+    "by_count",
+    "curve_of",
+    "legend",
+    "level",
+    "names",
+    "over_training",
+    "perfection",
+    "table",
+]
 
 OWN, EULERS, GUIDED, REAL = "own", "euler", "guided", "real"
 RIVALS = (OWN, EULERS, GUIDED)
@@ -48,15 +60,21 @@ def best(name: str, values: Sequence[float | None], real: float | None) -> int |
     )
 
 
-def _level(value: float, x: Sequence[float]) -> Line:
+def level(value: float, x: Sequence[float]) -> Line:
+    """A dashed line across at what fresh data score."""
     ends = np.array([min(x), max(x)], dtype=np.float64)
     return Line("data", Curve(ends, np.full(2, value)), GREY, dashed=True)
 
 
+def curve_of(points: Iterable[tuple[float, float]]) -> Curve | None:
+    """The curve through points, from left to right; None through none."""
+    found = sorted(points)
+    return Curve(*np.array(found, dtype=np.float64).T) if found else None
+
+
 def over_training(run: RunFiles) -> list[Markup]:
     """A chart for every figure: a line for each step count of the method's own sampler, over training."""
-    main = run.evaluations[-1].weights if run.evaluations else ""
-    every = [e for e in run.evaluations if e.weights == main and e.step is not None]
+    every = run.main
     if len(every) < 2:
         return []
     charts = []
@@ -72,7 +90,7 @@ def over_training(run: RunFiles) -> list[Markup]:
         ]
         real = perfection(every[-1].lines, name)
         if lines and real is not None:
-            lines.append(_level(real, [x for line in lines for x in line.curve.x.tolist()]))
+            lines.append(level(real, [x for line in lines for x in line.curve.x.tolist()]))
         if lines:
             charts.append(drawn(Chart(name, lines)))
     return charts
@@ -84,10 +102,9 @@ def by_count(lines: Sequence[Figures]) -> list[Markup]:
     for name in names(lines):
         found = []
         for group in (OWN, EULERS):
-            mine = sorted((m for m in lines if m.group == group and name in m.figures), key=lambda m: m.steps)
-            if len(mine) > 1 and mine[0].steps > 0:
-                y = np.array([m.figures[name] for m in mine])
-                curve = Curve(np.array([float(m.steps) for m in mine]), y)
+            mine = [m for m in lines if m.group == group and name in m.figures and m.steps > 0]
+            curve = curve_of((m.steps, m.figures[name]) for m in mine)
+            if curve is not None and len(curve) > 1:
                 label, mere = mine[-1].label.lstrip("0123456789 "), group == EULERS
                 found.append(Line(label, curve, GREY if mere else 0, dotted=True, dashed=mere))
         if found:

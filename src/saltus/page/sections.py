@@ -15,7 +15,7 @@ from saltus.page.files import PAGE, Picture, RunFiles
 from saltus.page.markup import Markup, joined, tag
 from saltus.page.results import OWN, by_count, over_training, table
 
-__all__ = ["header", "listed", "pairs", "section", "sections"]
+__all__ = ["gallery", "header", "printed", "said", "section", "sections"]
 
 TOGETHER = 6
 """Lines in one chart, at the most."""
@@ -28,9 +28,9 @@ def section(title: str, *parts: str, note: str = "") -> Markup:
 
 
 def gallery(figures: Sequence[Markup], kind: str = "charts") -> Markup:
-    """Figures side by side where there is room: two in a line where three would leave one alone."""
-    two = " two" if len(figures) in (1, 2, 4) else ""
-    return tag("div", {"class": kind + two}, *figures)
+    """Figures side by side where there is room, as many in a line as leave none alone."""
+    many = " two" if len(figures) in (1, 2, 4) else " five" if len(figures) in (5, 10) else ""
+    return tag("div", {"class": kind + many}, *figures)
 
 
 def sections(run: RunFiles) -> list[Markup]:
@@ -109,11 +109,12 @@ def header(run: RunFiles) -> Markup:
 # -- results
 
 
-def _print(picture: Picture) -> Markup:
+def printed(picture: Picture) -> Markup:
+    """A picture on white paper."""
     size: dict[str, str | int] = {"width": picture.width, "height": picture.height}
     # as wide as the page, but on a phone not so small that nothing is seen: there it scrolls
     size |= {"style": f"width:min({picture.width}px, max(100%, 620px))"}
-    image = tag("img", {"src": picture.uri, "alt": picture.name, **size})
+    image = tag("img", {"src": Markup(picture.uri), "alt": picture.name, **size})
     return tag("div", {"class": "print", "tabindex": 0}, image)
 
 
@@ -128,7 +129,7 @@ def _grids(grids: Sequence[Picture]) -> Markup:
         tag(
             "div",
             {"class": "frame", "data-said": _after(g.step)} | ({} if k == last else {"hidden": ""}),
-            _print(g),
+            printed(g),
         )
         for k, g in enumerate(grids)
     ]
@@ -148,7 +149,7 @@ def _samples(run: RunFiles) -> Markup:
     parts = [_grids(run.grids)] if run.grids else []
     for name in ("samples.png", "points.png"):
         if name in run.pictures:
-            parts.append(_print(run.pictures[name]))
+            parts.append(printed(run.pictures[name]))
     return section("Samples", *parts) if parts else Markup("")
 
 
@@ -213,7 +214,7 @@ def _planes(run: RunFiles) -> Markup:
     told = _after(run.plane_step)
     if told:
         note += f" {told.capitalize()}."
-    return section("Trajectories", gallery([plane(p) for p in run.planes], "fields"), note=note)
+    return section("Trajectories", gallery([plane(p) for p in run.planes], "fields planes"), note=note)
 
 
 def _residuals(run: RunFiles) -> Markup:
@@ -223,7 +224,7 @@ def _residuals(run: RunFiles) -> Markup:
         told = _after(run.field_step)
         return section("Residuals", shown, note=f"{note} {told.capitalize()}." if told else note)
     picture = run.pictures.get("residuals.png")
-    return section("Residuals", _print(picture)) if picture else Markup("")
+    return section("Residuals", printed(picture)) if picture else Markup("")
 
 
 # -- what was asked for, and where
@@ -260,7 +261,7 @@ def said(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)[:2000]
 
 
-def pairs(title: str, fields: Mapping[str, Any]) -> Markup:
+def _pairs(title: str, fields: Mapping[str, Any]) -> Markup:
     """Names and values under a small heading."""
     rows = (
         tag("div", {}, tag("dt", {}, name.replace("_", " ")), tag("dd", {}, said(value)))
@@ -270,21 +271,16 @@ def pairs(title: str, fields: Mapping[str, Any]) -> Markup:
     return tag("div", {"class": "group"}, head, tag("dl", {}, *rows))
 
 
-def listed(run: RunFiles) -> dict[str, dict[str, Any]]:
-    """The options in groups; what belongs to none comes first."""
-    alone = {k: v for k, v in run.options.items() if not isinstance(v, dict)}
-    return ({"run": alone} if alone else {}) | run.group
-
-
 def _listings(run: RunFiles) -> list[Markup]:
     found = []
-    groups = {k: v for k, v in listed(run).items() if v}
+    alone = {k: v for k, v in run.options.items() if not isinstance(v, dict)}
+    groups = {k: v for k, v in ({"run": alone} | run.group).items() if v}
     if groups:
         again = tag(
             "p", {"class": "note"}, "Again: ", tag("code", {}, f"saltus run {run.folder}/options.json")
         )
-        shown = gallery([pairs(title, fields) for title, fields in groups.items()], "groups")
+        shown = gallery([_pairs(title, fields) for title, fields in groups.items()], "groups")
         found.append(section("Options", shown, again))
     if run.environment:
-        found.append(section("Environment", gallery([pairs("", run.environment)], "groups wide")))
+        found.append(section("Environment", gallery([_pairs("", run.environment)], "groups wide")))
     return found
