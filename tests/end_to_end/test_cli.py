@@ -19,7 +19,7 @@ from saltus.cli import COMMANDS, main
 from saltus.recipes import discover as discover_recipes
 from saltus.recipes.demo import criteria
 from saltus.recipes.evaluate import EULERS, ODE_STEPS, OWN, SOLVER, Measured
-from saltus.training import load_weights, save_weights
+from saltus.training import Checkpoints, load_weights, save_weights
 
 TINY = ["--steps", "4", "--batch", "16", "--size", "tiny", "--skip-evaluation"]
 
@@ -133,7 +133,7 @@ def test_overwrite_replaces(tmp_path: Path) -> None:
 
 def test_pictures_along_the_way(tmp_path: Path) -> None:
     assert main(["run", "gaussian-lsd", *TINY, "--grid-every", "2", "--out", "here", "--quiet"]) == 0
-    assert (tmp_path / "here" / "samples-000002.png").is_file()
+    assert {p.name for p in (tmp_path / "here" / "grids").iterdir()} >= {"000002.png", "000004.png"}
 
 
 def test_samples_do_not_depend_on_their_number(finished: Path) -> None:
@@ -234,7 +234,7 @@ def mistakes(finished: Path) -> dict[str, list[str]]:
         "above 1": ["run", "digits-lsd", "--guidance", "0.5"],
         "at least 1": ["run", "gaussian-lsd", "--steps", "0"],
         "lr: expected": ["run", "gaussian-lsd", "--lr", "-1"],
-        "decay: expected": ["run", "gaussian-lsd", "--ema", "1.5"],
+        "ema: expected": ["run", "gaussian-lsd", "--ema", "1.5"],
         "got a file": ["run", "gaussian-lsd", *TINY, "--out", "file"],
         "expected folders above it": ["run", "gaussian-lsd", *TINY, "--out", "file/below/run"],
         "0 for never": ["run", "gaussian-lsd", *TINY, "--grid-every", "-1"],
@@ -322,32 +322,51 @@ def test_no_permission_to_write(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("saltus: error: ") and said.count("\n") == 1
 
 
-def test_an_interruption_leaves_nothing_half_written(
+def test_an_interruption_before_anything_is_saved_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saltus.recipes.assemble.save_weights", interrupted)
+    monkeypatch.setattr("saltus.training.run.Run.after", interrupted)
     assert main(["run", "gaussian-lsd", *TINY, "--out", "deep/run", "--quiet"]) == 130
     assert capsys.readouterr().err == "\nsaltus: interrupted\n"
     assert not list(tmp_path.iterdir())
 
 
+def test_overwriting_keeps_the_old_run_until_the_new_one_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "gaussian-lsd", *TINY, "--out", "run", "--quiet"]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("saltus.training.run.Run.after", lambda *_: 1 / 0)
+        assert main([*command, "--overwrite", "--seed", "1"]) == 2
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert main([*command, "--overwrite", "--seed", "1"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_leaves_nothing_half_written(name: str, status: int, tmp_path: Path) -> None:
+def test_a_signal_saves_and_leaves(name: str, status: int, tmp_path: Path) -> None:
     # a job in the background of a shell ignores SIGINT, and so would its children
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from saltus.cli import main; sys.argv[1:] = ['run', 'gaussian-lsd']; sys.exit(main())"
+    arguments = ["run", "gaussian-lsd", "--steps", "100000", "--out", "run"]
+    code += f"from saltus.cli import main; sys.argv[1:] = {arguments}; sys.exit(main())"
     run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
-    for _ in range(600):
-        if any(tmp_path.glob("runs/.*/metrics.jsonl")):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and metrics.stat().st_size:
             break
         time.sleep(0.05)
     run.send_signal(signal.Signals[name])
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == status and b"Traceback" not in said
-    assert not list(tmp_path.iterdir())
+    steps = Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    assert f"stopped after step {steps[-1]:,}, which is saved".encode() in said
+    assert not list(tmp_path.rglob(".draft*")) and not list(tmp_path.rglob("model.safetensors"))
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
