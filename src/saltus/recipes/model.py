@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -65,29 +66,39 @@ class ModelSpec:
     def from_plain(cls, value: object) -> ModelSpec:
         """The inverse of :meth:`plain`; a ValueError names what does not fit."""
         known = {f.name for f in fields(cls)}
-        if not isinstance(value, dict) or set(value) - known or not isinstance(value.get("shape"), list):
+        found = sorted(value) if isinstance(value, dict) else []
+        if not isinstance(value, dict) or set(found) - known or not isinstance(value.get("shape"), list):
+            got = ", ".join(sorted(set(found) - known)) or ("no shape" if found else repr(value))
             raise ValueError(
-                f"construction options: expected the fields {', '.join(sorted(known))}, "
-                f"got {str(value)[:80]}; the weights were not written by this version of saltus"
+                f"construction options: expected the fields {', '.join(sorted(known))}, got {got[:80]}; the "
+                "weights were not written by this version of saltus"
             )
         fits: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         for name, fit in _FITS.items():
             if name in fits and not fit(fits[name]):
                 raise ValueError(
-                    f"construction options: {name} cannot be {str(fits[name])[:40]!r}; "
-                    "the weights file is damaged"
+                    f"construction options: expected those of a network, but {name} cannot be "
+                    f"{str(fits[name])[:40]!r}; the weights file is damaged"
                 )
         return cls(**fits)
 
 
+MOST_NUMBERS = 2**28
+"""In a sample, or classes: a file that says more is taken for damaged before anything is built."""
+MOST_HEADS = 16
+
 _FITS: dict[str, Callable[[Any], bool]] = {
-    "shape": lambda v: all(type(n) is int and n > 0 for n in v),
+    "shape": lambda v: (
+        0 < len(v) <= 8 and all(type(n) is int and n > 0 for n in v) and math.prod(v) <= MOST_NUMBERS
+    ),
     "backbone": lambda v: isinstance(v, str),
     "size": lambda v: isinstance(v, str),
     "parametrisation": lambda v: isinstance(v, str),
-    "sigma_data": lambda v: isinstance(v, float | int) and v > 0,
-    "classes": lambda v: v is None or (type(v) is int and v > 0),
-    "heads": lambda v: isinstance(v, tuple) and all(isinstance(name, str) for name in v),
+    "sigma_data": lambda v: isinstance(v, float | int) and 0 < v < math.inf,
+    "classes": lambda v: v is None or (type(v) is int and 0 < v <= MOST_NUMBERS),
+    "heads": lambda v: (
+        isinstance(v, tuple) and len(v) <= MOST_HEADS and all(isinstance(name, str) for name in v)
+    ),
     "guidance": lambda v: isinstance(v, bool),
 }
 """What each field may hold in a file."""

@@ -159,12 +159,15 @@ def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
     Raises:
         ValueError: for a file that is damaged, of another kind, or does not hold what is asked for.
     """
-    path = weights_of(run)
+    try:
+        path = weights_of(run)
+    except OSError as wrong:  # a name that no file can have
+        raise ValueError(f"run: expected a run folder or a weights file, got {wrong.strerror}") from None
     header = read_header(path)
     meta = header.meta
     _check_meta(meta, path)
     known = known_weights(meta, path)
-    spec = ModelSpec.from_plain(meta["model"])
+    spec = _spec(meta["model"], path)
     _check_sizes(spec, header, known, path)
     method = load_method(meta["method"])
     name = choice.name(known, path)
@@ -218,6 +221,13 @@ def _check_meta(meta: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def _spec(options: object, path: Path) -> ModelSpec:
+    try:
+        return ModelSpec.from_plain(options)
+    except ValueError as wrong:
+        raise ValueError(f"{path}: {wrong}") from None
+
+
 def _check_sizes(spec: ModelSpec, header: Header, known: Mapping[str, object], path: Path) -> None:
     """Raise a ValueError unless a file's tensors are those of the network that it describes.
 
@@ -226,10 +236,10 @@ def _check_sizes(spec: ModelSpec, header: Header, known: Mapping[str, object], p
     try:
         with torch.device("meta"):
             sizes = {key: tuple(t.shape) for key, t in spec.build().state_dict().items()}
-    except (RuntimeError, OverflowError, TypeError, MemoryError) as wrong:
+    except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as wrong:
         raise ValueError(
             f"{path}: expected the options of a network, got ones that build none "
-            f"({' '.join(str(wrong).split())[:100]}); the file is damaged"
+            f"({' '.join(str(wrong).split())[:200]}); the file is damaged"
         ) from None
     expected = {f"{name}.{key}": size for name in known for key, size in sizes.items()}
     found = header.shapes
