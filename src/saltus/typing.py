@@ -175,7 +175,8 @@ class Batch:
         x1: samples of the data, [B, ...]; None is data-free training.
         cond: what the samples are conditioned on.
         progress: how much of the run is over, a 0-d tensor in [0, 1].
-        mean: the mean over the global batch, for the few weights that need one.
+        mean: the mean over the global batch, for the few weights that need one; without gradient, and
+            where micro-batches are accumulated over the processes' present ones.
     """
 
     x0: Tensor

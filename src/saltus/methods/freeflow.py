@@ -130,6 +130,7 @@ def freeflow(
     levels: Law = LogitNormal(-0.8),
     share: float = 0.75,
     alpha: float = 1.0,
+    factor: float | None = None,
     k: float = 1.0,
     near: Derivative = TwoPass(),
     weight: Weight | None = None,
@@ -150,6 +151,8 @@ def freeflow(
         levels: the law of the correction's noise level r; it must come close to r = 0, all noise.
         share: of the rows for prediction; 0 is the correction alone. For 1 use freeflow_prediction.
         alpha: size of the correction's mean gradient beside the prediction's.
+        factor: a number for lambda itself, instead of the balance that alpha asks for. Under accumulation
+            each micro-batch has a balance of its own; with a fixed factor it is exact.
         k: exponent of the prediction's weight, 0 for the squared error.
         near: how the prediction's derivative is taken; it carries no gradient.
         weight: error -> loss in both; None is the paper's: exponent k there, squared in the correction.
@@ -192,7 +195,10 @@ def freeflow(
             guidance=guidance,
             prediction_interval=prediction_interval,
         )
-        rest = Part("correction", loss, 1.0 - share, 1.0 - share, balance=alpha)
+        fixed = 1.0 if factor is None else factor
+        rest = Part(
+            "correction", loss, 1.0 - share, (1.0 - share) * fixed, balance=alpha if factor is None else None
+        )
         loss = Sum((Part("prediction", prediction, share, share), rest))
     samples = OnSamples(student, Diagonal(critic, interpolant=interpolant), interpolant, guidance)
     follow = Move("critic", critic, samples, when=lambda step: critic_moves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 
 import torch
@@ -27,4 +28,6 @@ def _joined(device: str, replicas: int) -> World:
     kind = torch.device({"auto": "cuda" if there else "cpu"}.get(device, device))
     if kind.type != "cpu" and not there:
         raise ValueError(f"device {device}: expected a CUDA device here, found none; use --device cpu")
-    return World.join(kind, replicas)
+    world = World.join(kind, replicas)
+    atexit.register(world.leave)
+    return world
