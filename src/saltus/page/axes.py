@@ -53,7 +53,8 @@ class Axis:
         array([0. , 0.5, 1. ])
         """
         if self.log:
-            return np.log(np.maximum(values, 1e-300) / self.low) / math.log(self.high / self.low)
+            first, last = math.log(self.low), math.log(self.high)  # a ratio may be too large for a float
+            return (np.log(np.maximum(values, 1e-300)) - first) / (last - first)
         return (values - self.low) / (self.high - self.low)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ BUCKETS = 220
 """Parts of a curve of which each shows its smallest and its largest value."""
 MOST = 24
 """Terms of a player that are kept."""
-TINY, HUGE = 1e-290, 1e290
+TINY, HUGE = 1e-200, 1e200
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +137,20 @@ def _chosen(path: Path) -> list[bytes]:
 
 
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of rising steps; where a resumed run did steps again, the later ones."""
-    kept: list[dict[str, Any]] = []
-    least = math.inf
-    for row in reversed(rows):
-        if row["step"] < least:
-            least = row["step"]
-            kept.append(row)
-    return kept[::-1]
+    """Rows by rising steps; where a resumed run did a step again, the later one."""
+    by = {row["step"]: row for row in rows}
+    return [by[step] for step in sorted(by)]
+
+
+def _seconds(rows: Sequence[dict[str, Any]]) -> float:
+    """Seconds of training; they begin at zero again where a run was resumed."""
+    whole = before = 0.0
+    for row in rows:
+        now = finite(row.get("seconds"))
+        if now is not None:
+            whole += now - before if now >= before else now
+            before = now
+    return max(0.0, whole)
 
 
 def _moves(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -189,8 +194,8 @@ def read_history(path: Path) -> History:
     wrong += len(rows) - len(good)
     terms, rates, norms, speed = _Columns(), _Columns(), _Columns(), _Columns()
     stages: list[tuple[str, int]] = []
-    seconds, before, paces = 0.0, 0.0, []
-    for row in (kept := _in_order(good)):
+    kept = _in_order(good)
+    for row in kept:
         step = float(row["step"])
         for who, move in _moves(row):
             named = move.get("terms")
@@ -203,12 +208,7 @@ def read_history(path: Path) -> History:
         stage = row.get("stage")
         if isinstance(stage, str) and (not stages or stages[-1][0] != stage):
             stages.append((stage, int(step)))
-        now = finite(row.get("seconds"))
-        if now is not None:  # they begin at zero again when a run is resumed
-            seconds += now - before if now >= before else now
-            before = now
-        paces.append(finite(row.get("steps_per_second")))
-    recent = [p for p in paces[-8:] if p]
+    recent = [p for row in kept[-8:] if (p := finite(row.get("steps_per_second")))]
     last = next(_moves(kept[-1]))[1] if kept else {}
     return History(
         terms=terms.curves(),
@@ -217,7 +217,7 @@ def read_history(path: Path) -> History:
         speed=speed.alone().get(""),
         pace=sum(recent) / len(recent) if recent else None,
         step=int(kept[-1]["step"]) if kept else 0,
-        seconds=max(0.0, seconds),
+        seconds=_seconds(good),
         loss=finite(last.get("loss")),
         stages=tuple(stages),
         skipped=wrong,
