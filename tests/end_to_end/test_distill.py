@@ -260,13 +260,13 @@ def test_a_strength_of_guidance_is_checked_and_told(runs: Path, capsys: pytest.C
     assert "was not trained with --guidance" in capsys.readouterr().err
 
 
-def test_an_interruption_leaves_nothing_half_written(
+def test_an_interruption_before_anything_is_saved_leaves_nothing(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saltus.recipes.assemble.save_weights", interrupted)
+    monkeypatch.setattr("saltus.training.run.Run.after", interrupted)
     assert main(["distill", str(runs / "points"), *TINY, "--out", "deep/run"]) == 130
     assert main(["run", "digits-freeflow", "--teacher-steps", "2", *TINY, "--out", "run"]) == 130
     assert not list(tmp_path.iterdir())
