@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -16,9 +17,12 @@ from saltus.recipes import discover
 from saltus.recipes.doctor import counted
 from saltus.recipes.execute import check_place, execute
 from saltus.recipes.experiment import TEACHER, Experiment
+from saltus.recipes.folder import CHECKPOINTS
+from saltus.recipes.occupied import goes_on
 from saltus.recipes.optimisation import planned
 from saltus.recipes.options import HELP
 from saltus.recipes.resolve import experiment
+from saltus.training import Checkpoints
 
 __all__ = ["carry_out", "clock", "preview", "run"]
 
@@ -44,8 +48,6 @@ saltus run RECIPE --help shows the recipe's options.
 
 def usage() -> str:
     """The page that ``saltus run --help`` prints."""
-    import textwrap
-
     lines = "\n".join(f"  {r.name + '-METHOD':<22} {r.summary}" for r in discover().values())
     names = textwrap.fill(", ".join(discover_methods()), 92, initial_indent="  ", subsequent_indent="  ")
     return USAGE.format(recipes=lines, methods=names)
@@ -71,7 +73,9 @@ def carry_out(made: Experiment) -> int:
 def preview(made: Experiment) -> None:
     """Print what would run: the parts, the parameters and the time, measured over a few steps."""
     check_place(made)
-    print(f"would train {made.name} into {made.folder}/")
+    done = max(Checkpoints(made.folder / CHECKPOINTS).steps(), default=0)
+    going_on = f", going on after step {done:,}" if done and goes_on(made.folder, made.options()) else ""
+    print(f"would train {made.name} into {made.folder}/{going_on}")
     print("(nothing is written now)")
     if made.first is None:
         _preview(made)
@@ -111,7 +115,8 @@ def _preview(made: Experiment) -> float:
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
     print(f"  steps        {rows}, {cost:g} network evaluations a row")
     for what, how in plan:
-        print(f"  {what:<12} {how}")
+        first, *more = textwrap.wrap(how, 64)
+        print(f"  {what:<12} {first}", *more, sep=f"\n{17 * ' '}")
     print(f"  precision    {steps.players[0].precision.value}, {counted(torch.get_num_threads(), 'thread')}")
     whole = each * made.training.steps
     print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, measured now)")
