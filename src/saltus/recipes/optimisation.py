@@ -132,7 +132,7 @@ def planned(training: Training, run: Fit) -> list[tuple[str, str]]:
     """
     factors = _factors(schedule_of(training), run.length)
     peak = int(factors.argmax())
-    staged = " of each stage" if run.length < training.steps else ""
+    staged = f"; anew in each stage, the first of {run.length:,} steps" if run.length < training.steps else ""
     lines: list[str] = []
     rates: list[tuple[str, str]] = []
     for player in run.players:
