@@ -256,9 +256,8 @@ def _time(made: Experiment, pace: Pace | None, devices: int) -> float:
         each = t.batch // (n * parts)
         step = pace(each, parts)
         rows.append([n, f"{parts} x {each:,}", 1e3 * step, 1.0 / step, clock(step * t.steps)])
-    note = "measured here at " + " and ".join(f"{n:,}" for n in pace.measured) + " rows; of several "
-    note += "devices each is taken to be\nas fast as this one, and their exchange of weights and gradients to "
-    note += "take no time"
+    note = "measured here at " + " and ".join(f"{n:,}" for n in pace.measured) + " rows; of several\n"
+    note += "devices each is taken to be as fast as this one, and what they send each other\nto take no time"
     columns = ["devices", "rows each", "ms a step", "steps/s", f"{t.steps:,} steps"]
     Table(columns, rows, title="time", note=note).show()
     return pace(t.batch // (devices * parts), parts) * t.steps

@@ -17,8 +17,10 @@ from saltus.recipes.doctor import counted
 from saltus.recipes.environment import environment
 from saltus.recipes.evaluate import EULERS, Measured, all_samplers, evaluate, tables
 from saltus.recipes.evaluate import STEPS as PICTURED
+from saltus.recipes.exhausted import explaining
 from saltus.recipes.experiment import TEACHER, Experiment
-from saltus.recipes.folder import EVALUATION, OPTIONS, SAMPLES, WEIGHTS, write_json
+from saltus.recipes.folder import ENVIRONMENT, EVALUATION, OPTIONS, SAMPLES, WEIGHTS, read_json, write_json
+from saltus.recipes.memory import size
 from saltus.recipes.occupied import check_free, occupied
 from saltus.recipes.show import picture, shown
 from saltus.recipes.train import refresh, train
@@ -26,6 +28,7 @@ from saltus.recipes.watch import conclude
 from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.training import Stopped
+from saltus.training.memory import memory_peak
 
 __all__ = ["check_place", "execute", "record", "show"]
 
@@ -61,7 +64,8 @@ def execute(made: Experiment) -> list[Measured]:
         try:
             if made.first is not None:
                 made = _taught(made, folder / TEACHER)
-            model = train(made, folder)
+            with explaining(made):
+                model = train(made, folder)
         except Stopped as stop:
             if world.leads:
                 done = f"after step {stop.step:,}, which is saved"
@@ -72,6 +76,8 @@ def execute(made: Experiment) -> list[Measured]:
 
 def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     """Draw and measure a trained map, and say where everything is."""
+    peak = memory_peak(made.world.device)
+    write_json(folder / ENVIRONMENT, {**read_json(folder / ENVIRONMENT, "environment"), "memory_peak": peak})
     show_samples(made, model, folder / SAMPLES)
     lines = [] if made.output.skip_evaluation else record(made, model, folder)
     if lines:
@@ -80,6 +86,7 @@ def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measure
     if not made.output.quiet:
         if lines:
             show(made, lines)
+        print(f"memory   {size(peak)} at most" + " of tensors" * (made.world.device.type in ("cuda",)))
         print(f"run      {folder}/")
         print(f"picture  {folder / SAMPLES}")
         print(f"page     {folder / PAGE}")
@@ -98,7 +105,8 @@ def _taught(made: Experiment, place: Path) -> Experiment:
         if loud:
             print(f"first its teacher, {first.name}: {first.training.steps:,} steps")
         made.world.barrier()
-        model = train(first, place)
+        with explaining(first):
+            model = train(first, place)
         if model is not None:
             show_samples(first, model, place / SAMPLES)
             refresh(place)

@@ -61,6 +61,7 @@ class Experiment:
         teacher: a finished run that teaches; None leaves it to the system's exact velocity.
         first: trains the teacher, in a folder of this run's, where neither is there.
         inherits: whether the student starts from the teacher's weights if it can.
+        processes: that train; None joins those that torchrun started.
     """
 
     system: System
@@ -78,6 +79,7 @@ class Experiment:
     teacher: TeacherRun | None = None
     first: Experiment | None = None
     inherits: bool = True
+    processes: World | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class Experiment:
     @property
     def world(self) -> World:
         """The processes that train, and this one's device."""
-        return joined(self.training.machine)
+        return self.processes or joined(self.training.machine)
 
     @property
     def data_free(self) -> bool:
@@ -235,6 +237,7 @@ class Experiment:
             compile=t.machine.compile,
             world=self.world,
             accumulate=t.machine.accumulate,
+            skip=t.machine.skip_nonfinite,
         )
 
     def options(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from saltus.games import Artifact, Game, Stages
 from saltus.recipes.averages import averages
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.opened import Finished
-from saltus.training import EMA, Fit
+from saltus.training import EMA, Fit, World
 from saltus.training.memory import (
     BACKWARD,
     DERIVATIVE,
@@ -133,12 +133,12 @@ def footprint(made: Experiment, devices: int = 1, rows: int | None = None) -> Me
     rows = rows_at_once(made, devices) if rows is None else rows
     parts = made.training.machine.accumulate
     machine = replace(made.training.machine, compile=False)
-    training = replace(
-        made.training, batch=rows * parts, steps=max(made.training.steps, 8), machine=machine
-    )
+    steps = max(made.training.steps, 8)
+    training = replace(made.training, batch=rows * parts, steps=steps, machine=machine)
+    made = _alone(replace(made, training=training))
     with warnings.catch_warnings():  # copies of tensors without data ask for its place
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        stages = list(_stages(replace(made, training=training)))
+        stages = list(_stages(made))
     found = [_sharded(parts, gathered, rows, devices) for parts, gathered in stages]
     return max(found, key=lambda memory: memory.total)
 
@@ -146,6 +146,12 @@ def footprint(made: Experiment, devices: int = 1, rows: int | None = None) -> Me
 def rows_at_once(made: Experiment, devices: int = 1) -> int:
     """The rows of a batch that each device computes at once."""
     return math.ceil(made.training.batch / (devices * made.training.machine.accumulate))
+
+
+def _alone(made: Experiment) -> Experiment:
+    """The same on one process, which waits for no other."""
+    first = None if made.first is None else _alone(made.first)
+    return replace(made, first=first, processes=World.alone(made.world.device))
 
 
 def _stages(made: Experiment) -> Iterator[tuple[Mapping[str, int], int]]:

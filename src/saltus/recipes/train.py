@@ -61,7 +61,11 @@ def train(made: Experiment, folder: Path | None) -> NetworkMap | None:
             if done and not o.quiet:
                 print(f"going on with {made.name} after step {done:,} of {made.training.steps:,}")
             cut(folder, done)
-        _play(made, fit, kept, folder, run)
+        try:
+            _play(made, fit, kept, folder, run)
+        except (RuntimeError, MemoryError) as error:
+            error.add_note(f"at step {fit.index:,}")
+            raise
         parts = {name: gathered(m, world, _HOST) for name, m in modules(kept, student).items()}
         if world.leads:
             save_weights(folder / WEIGHTS, {k: m for k, m in parts.items() if m is not None}, made.meta())
