@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from saltus.games import Game, Move, as_game
 from saltus.streams import Streams
 from saltus.training import (
     Log,
+    Reading,
+    Step,
     TensorBoard,
     WeightsAndBiases,
     Writer,
@@ -272,12 +275,18 @@ def test_the_log_tells_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             nonlocal now
             now += 3.0
 
-    now = 0.0
+    def fetch(step: Step) -> dict[str, Reading]:
+        nonlocal now
+        now += 50.0
+        return arrived(step)
+
+    now, arrived = 0.0, Step.fetch
     monkeypatch.setattr("saltus.training.log.time.monotonic", lambda: now)
+    monkeypatch.setattr(Step, "fetch", fetch)
     net = initialised(0, lambda: nn.Linear(3, 1))
     quiet = Console(file=StringIO())
     with Log(tmp_path, steps=20, batch=8, every=10, console=quiet, writer=Slow(99)) as log:
-        for step in fit(as_game(Square(net), net), source, steps=20, seed=0, batch=8):
+        for step in islice(fit(as_game(Square(net), net), source, steps=21, seed=0, batch=8), 20):
             now += 1.0
             log(step)
-    assert log.seconds == 6.0 and log.waited == 0.0
+    assert log.seconds == 6.0 and log.waited == 100.0
