@@ -1,5 +1,5 @@
-"""Optimisers, schedules and averages from options: rates are the formula's, --dry-run says what a run does, and
-what cannot be is told in a line."""
+"""Optimisers, schedules and averages from options: rates are the formula's, --dry-run says what a run does,
+and what cannot be is told in a line."""
 
 from __future__ import annotations
 

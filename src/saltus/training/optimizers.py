@@ -19,6 +19,9 @@ from saltus.typing import Schedule
 
 __all__ = ["AdamW", "Joint", "Muon", "OptimizerFactory", "RAdam", "describe", "described", "is_matrix"]
 
+_FUSED = frozenset({"cpu", "cuda"})
+"""Devices on which PyTorch updates all parameters in one kernel."""
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Parameters -> optimiser."""
 
@@ -78,7 +81,7 @@ class AdamW:
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of these parameters, fused into one kernel where PyTorch has one."""
         ours = list(parameters)
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in ours)
+        fused = all(p.device.type in _FUSED and p.is_floating_point() for p in ours)
         groups = _groups(ours, self.weight_decay, self.decay_vectors)
         return torch.optim.AdamW(groups, self.lr, self.betas, self.eps, self.weight_decay, fused=fused)
 
