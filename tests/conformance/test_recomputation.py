@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -111,6 +112,16 @@ def test_compiled_whole(name: str, method: str) -> None:
     plain = measured(loss)
     recomputed(network)
     assert error(measured(compiled(loss, backend="aot_eager")), plain) < 1e-10
+
+
+def test_compiled_in_a_thread_that_has_taken_no_derivative() -> None:
+    torch._dynamo.reset()
+    network, loss, measured = losses("mlp", "lsd", torch.float64)
+    plain = measured(loss)
+    recomputed(network)
+    with ThreadPoolExecutor(1) as threads:
+        again = threads.submit(lambda: measured(compiled(loss, backend="aot_eager"))).result()
+    assert error(again, plain) < 1e-10
 
 
 @pytest.mark.parametrize("moving", [(), (0,), (1,), (2,), (0, 1, 2)], ids=["none", "x", "s", "t", "all"])

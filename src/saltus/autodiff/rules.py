@@ -131,7 +131,8 @@ class Primitive(TorchFunctionMode):
 class _Open(threading.local):
     """The derivatives that a thread is in, the innermost last; the backward pass has threads of its own."""
 
-    levels: tuple[Level, ...] = ()
+    def __init__(self) -> None:
+        self.levels: tuple[Level, ...] = ()
 
 
 _OPEN = _Open()
