@@ -23,12 +23,11 @@ from saltus.recipes.folder import ENVIRONMENT, EVALUATION, OPTIONS, SAMPLES, WEI
 from saltus.recipes.memory import size
 from saltus.recipes.occupied import check_free, occupied
 from saltus.recipes.show import picture, shown
-from saltus.recipes.train import refresh, train
+from saltus.recipes.train import MEMORY, refresh, train
 from saltus.recipes.watch import conclude
 from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.training import Stopped
-from saltus.training.memory import memory_peak
 
 __all__ = ["check_place", "execute", "record", "show"]
 
@@ -74,10 +73,14 @@ def execute(made: Experiment) -> list[Measured]:
     return [] if model is None else _conclude(made, model, folder)
 
 
+def _memory(made: Experiment) -> str:
+    """The peak of memory in words."""
+    peak = read_json(made.folder / ENVIRONMENT, "environment").get(MEMORY, 0)
+    return size(float(peak)) + " of tensors" * (made.world.device.type in ("cuda",))
+
+
 def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     """Draw and measure a trained map, and say where everything is."""
-    peak = memory_peak(made.world.device)
-    write_json(folder / ENVIRONMENT, {**read_json(folder / ENVIRONMENT, "environment"), "memory_peak": peak})
     show_samples(made, model, folder / SAMPLES)
     lines = [] if made.output.skip_evaluation else record(made, model, folder)
     if lines:
@@ -86,7 +89,7 @@ def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measure
     if not made.output.quiet:
         if lines:
             show(made, lines)
-        print(f"memory   {size(peak)} at most" + " of tensors" * (made.world.device.type in ("cuda",)))
+        print(f"memory   {_memory(made)} at most while training")
         print(f"run      {folder}/")
         print(f"picture  {folder / SAMPLES}")
         print(f"page     {folder / PAGE}")

@@ -33,7 +33,7 @@ __all__ = ["PARTS", "Growth", "Memory", "footprint", "growth", "rows_at_once", "
 
 STUDENT, TEACHER, CRITIC, COPIES = "student", "teacher", "critic", "other networks"
 AVERAGES, OPTIMISER, GRADIENTS = "averages", "optimiser", "gradients"
-GATHERED = "gathered weights"
+GATHERED, SAVED = "gathered weights", "checkpoint"
 
 PARTS = {
     STUDENT: "weights of the student",
@@ -44,13 +44,15 @@ PARTS = {
     OPTIMISER: "state of the optimisers",
     GRADIENTS: "gradients",
     GATHERED: "the blocks whose weights are together",
+    SAVED: "copy of the state that is being saved",
     FORWARD: "batch and activations of plain passes",
     DERIVATIVE: "activations of passes with a derivative",
     BACKWARD: "in work on the way back",
 }
 """What takes memory, by label, and what it is."""
 
-SHARDED = (STUDENT, AVERAGES, TEACHER, CRITIC, COPIES, OPTIMISER, GRADIENTS)
+STATE = (STUDENT, AVERAGES, CRITIC, COPIES, OPTIMISER)
+SHARDED = (STUDENT, AVERAGES, TEACHER, CRITIC, COPIES, OPTIMISER, GRADIENTS, SAVED)
 _STEPS = 64  # so many steps at most are looked through for a turn of every player
 
 
@@ -185,7 +187,7 @@ def _stages(made: Experiment) -> Iterator[tuple[Mapping[str, int], int]]:
             assert isinstance(playing, Game)
             steps = made.fit(student, playing)
         _play(steps, kept, tracker)
-        yield tracker.at_peak, gathered
+        yield _saved(made, tracker.at_peak), gathered
         if stage is not None:
             with making(COPIES, allocated=True):
                 artifacts |= {name: make() for name, make in stage.produce.items()}
@@ -204,10 +206,19 @@ def summary(memory: Memory) -> str:
         "averages": part(AVERAGES, 0),
         "optimiser": part(OPTIMISER, 0),
         "gradients": part(GRADIENTS, 0),
+        "checkpoint": part(SAVED, 0),
         f"{memory.rows:,} rows": sum(part(k, 0) for k in (FORWARD, DERIVATIVE, BACKWARD)),
     }
     words = ", ".join(f"{name} {size(count)}" for name, count in sums.items() if count)
     return f"{size(memory.total)} ({words})"
+
+
+def _saved(made: Experiment, parts: Mapping[str, int]) -> Mapping[str, int]:
+    """With the copy that a checkpoint is written from, if the same memory holds it."""
+    saves = 0 < made.output.save_every < made.training.steps
+    if not saves or made.world.device.type not in ("cpu",):
+        return parts
+    return {**parts, SAVED: sum(parts.get(part, 0) for part in STATE)}
 
 
 def _taught(made: Experiment) -> Experiment:

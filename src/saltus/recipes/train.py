@@ -15,12 +15,16 @@ from saltus.maps import NetworkMap
 from saltus.page import write_page
 from saltus.recipes.averages import EVALUATED, averages, modules, snapshot
 from saltus.recipes.experiment import Experiment
-from saltus.recipes.folder import CHECKPOINTS, METRICS, WEIGHTS
+from saltus.recipes.folder import CHECKPOINTS, ENVIRONMENT, METRICS, WEIGHTS, read_json, write_json
+from saltus.recipes.nonfinite import explained
 from saltus.recipes.watch import Watch, cut, writers
-from saltus.training import EMA, Fit, Log, Run, cut_back, gathered, save_weights
+from saltus.training import EMA, Fit, Log, NonFiniteLoss, Run, Step, cut_back, gathered, save_weights
+from saltus.training.memory import forget_peak, memory_peak
 
-__all__ = ["refresh", "train"]
+__all__ = ["MEMORY", "refresh", "train"]
 
+MEMORY = "memory_peak"
+"""In a run's environment: the most bytes in use while training, of the first process; on CUDA of tensors."""
 _HOST = torch.device("cpu")
 LOG_EVERY = 50
 PAGE_SECONDS = 20.0
@@ -36,14 +40,28 @@ def train(made: Experiment, folder: Path | None) -> NetworkMap | None:
 
     Returns:
         The averaged weights as a flow map on the CPU, in the first process; None in the others.
+
+    Raises:
+        NonFiniteLoss: where a loss or gradient was not finite; with a folder, it tells which rows and when.
     """
+    try:
+        return _trained(made, folder)
+    except NonFiniteLoss as wrong:
+        if folder is None:
+            raise
+        fault = wrong.with_traceback(None)  # which held the networks
+    raise explained(made, folder, fault)
+
+
+def _trained(made: Experiment, folder: Path | None) -> NetworkMap | None:
+    forget_peak(made.world.device)
     student = made.model()
     kept = averages(made.training, student)
     fit = made.fit(student)
     if folder is None:
         with _log(made)(None) as log:
             for step in fit:
-                _average(kept)
+                _average(kept, step)
                 log(step)
         return _whole(made, kept)
     world, o = made.world, made.output
@@ -66,6 +84,9 @@ def train(made: Experiment, folder: Path | None) -> NetworkMap | None:
         except (RuntimeError, MemoryError) as error:
             error.add_note(f"at step {fit.index:,}")
             raise
+        if world.leads and (folder / ENVIRONMENT).exists():
+            peak = {MEMORY: memory_peak(world.device)}
+            write_json(folder / ENVIRONMENT, read_json(folder / ENVIRONMENT, "environment") | peak)
         parts = {name: gathered(m, world, _HOST) for name, m in modules(kept, student).items()}
         if world.leads:
             save_weights(folder / WEIGHTS, {k: m for k, m in parts.items() if m is not None}, made.meta())
@@ -83,7 +104,7 @@ def _play(made: Experiment, fit: Fit, kept: Mapping[str, EMA], folder: Path, run
     ):
         watch = Watch(made, folder, log, writer)
         for step in fit:
-            _average(kept)
+            _average(kept, step)
             log(step)
             score = None
             if watch.due(fit.index):
@@ -104,8 +125,9 @@ def _log(made: Experiment) -> Callable[..., Log]:
     return partial(Log, steps=steps, batch=made.training.batch, every=min(LOG_EVERY, steps), console=console)
 
 
-def _average(kept: Mapping[str, EMA]) -> None:
-    for average in kept.values():
+def _average(kept: Mapping[str, EMA], step: Step) -> None:
+    """Take in the weights after a step, unless something in it was skipped."""
+    for average in kept.values() if step.complete else ():
         average.update()
 
 
