@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -137,16 +138,23 @@ def test_status_refresh_and_time_left(tmp_path: Path) -> None:
     def refreshed(read: Reader) -> bool:
         return any(g.get("http-equiv") == "refresh" for _, g in read.elements)
 
+    lock = tmp_path / ".lock"
+    assert "stopped at 25 %" in page(tmp_path).words, "nobody holds the folder"
+    lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     live = page(tmp_path)
     assert (
         refreshed(live) and "training" in live.words and "2 min 30 s" in live.words
     )  # 300 steps at 2 a second
-    old = time.time() - 3600
-    for name in ("metrics.jsonl", "options.json"):
-        os.utime(tmp_path / name, (old, old))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock.write_text(f"process {ended.pid} on {socket.gethostname()}\n")
     stopped = page(tmp_path)
     assert not refreshed(stopped) and "stopped at 25 %" in stopped.words and "left" not in stopped.words
     assert refreshed(page(tmp_path, training=True))
+    lock.write_text(f"process {ended.pid} on elsewhere\n")  # a machine of which only the log is seen
+    assert refreshed(page(tmp_path))
+    os.utime(tmp_path / "metrics.jsonl", (0, time.time() - 3600))
+    assert not refreshed(page(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     done = page(tmp_path)
     assert not refreshed(done) and "finished" in done.words

@@ -57,7 +57,7 @@ def write_page(folder: Path, training: bool | None = None) -> Path:
 
     Args:
         folder: of a run, finished or not.
-        training: whether it trains now; None tells it from the files: by a log that grew of late.
+        training: whether it trains now; None tells it by the process that ``.lock`` names.
             The browser reads the page of a run that trains again every 20 s.
 
     Raises:

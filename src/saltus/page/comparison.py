@@ -3,6 +3,7 @@ apart."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,11 +30,22 @@ def comparison(folders: Mapping[str, Path], picture: Path | None) -> tuple[str, 
         folders: of the runs, by the names that the page gives them.
         picture: a PNG of their samples, or None.
     """
-    runs = {name: read_run(folder, whole=False) for name, folder in folders.items()}
+    runs = {name: read_run(folder, whole=False) for name, folder in _short(folders).items()}
     recipes = {str(run.options.get("recipe", "")) for run in runs.values()}
     title = f"{recipes.pop() or 'runs'}: {len(runs)} runs" if len(recipes) == 1 else f"{len(runs)} runs"
     parts = [_head(title, runs), _samples(picture), _figures(runs), _training(runs), _options(runs)]
     return title, [p for p in parts if p]
+
+
+def _short(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Names without the words before a dash that all of them begin with, so that a chart has room for them.
+
+    >>> list(_short({"mixture-lsd": Path("a"), "mixture-mean_flow": Path("b")}))
+    ['lsd', 'mean_flow']
+    """
+    first, _, _ = os.path.commonprefix(list(folders)).rpartition("-")
+    short = {name[len(first) + 1 if first else 0 :]: folder for name, folder in folders.items()}
+    return short if len(short) == len(folders) and all(short) else dict(folders)
 
 
 def _head(title: str, runs: Runs) -> Markup:
@@ -151,7 +163,10 @@ def _table(runs: Runs, own: Mapping[str, Sequence[Figures]], columns: Sequence[s
     heads = ["", "sampler", *columns, *(["ms a sample"] if timed else [])]
     head = tag("tr", {}, *(tag("th", {"scope": "col"}, h) for h in heads))
     whole = tag("table", {}, tag("thead", {}, head), tag("tbody", {}, *body))
-    return joined(tag("div", {"class": "scroll", "tabindex": "0"}, whole), legend(columns))
+    return joined(
+        tag("div", {"class": "scroll", "tabindex": "0"}, whole),
+        legend(columns, "lowest at each number of steps"),
+    )
 
 
 # -- training

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import os
 import re
+import socket
 import struct
 import time
 from collections.abc import Sequence
@@ -25,8 +28,10 @@ ROOM = 16_000_000
 """Bytes of all pictures of a page."""
 MOST_GRIDS = 24
 MOST_LINES = 64
+LOCK = ".lock"
+"""Names the process that trains in a folder."""
 QUIET = 120.0
-"""Seconds without a new line after which a run that is not finished counts as stopped."""
+"""Seconds without a new line after which a run on another machine counts as stopped."""
 
 
 @dataclass(frozen=True)
@@ -237,19 +242,43 @@ def _grids(folder: Path, notes: list[str]) -> list[Picture]:
     return pictures[::-1]
 
 
-def _state(folder: Path, history: History, training: bool | None) -> State:
-    """Whether it trains: as told, or if its log grew lately."""
+def _held(folder: Path) -> bool | None:
+    """Whether a process on this machine holds a folder, by what its lock says; None if it says nothing.
+
+    The lock is not tried: who did would for a moment keep a run from beginning.
+    """
+    try:
+        said = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    named = re.fullmatch(r"process (\d{1,9}) on (.+)\n", said)
+    if named is None or named[2] != socket.gethostname():
+        return None
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _state(folder: Path, training: bool | None) -> State:
+    """Whether it trains: as told, else if a process holds its folder, else if its log grew lately."""
     if (folder / WEIGHTS).is_file():
         return State(finished=True, training=False)
     if training is not None:
         return State(finished=False, training=training)
-    ages = []
-    for name in (OPTIONS, METRICS):
-        try:
-            ages.append(time.time() - (folder / name).stat().st_mtime)
-        except OSError:
-            continue
-    age = min(ages, default=float("inf"))
+    # a teacher trains under the lock of its student
+    held = {_held(folder), _held(folder.resolve().parent)}
+    if True in held or None not in held:
+        return State(finished=False, training=True in held)
+    try:
+        age = time.time() - (folder / METRICS).stat().st_mtime
+    except OSError:
+        age = math.inf
     return State(finished=False, training=age < QUIET)
 
 
@@ -280,7 +309,7 @@ def read_run(folder: Path, training: bool | None = None, whole: bool = True) -> 
     options = _object(folder / OPTIONS, notes)
     over = _evaluations(folder / "evaluations.jsonl", notes)
     last = _evaluation(saved) if (saved := _object(folder / "evaluation.json", notes)) else None
-    state = _state(folder, history, training)
+    state = _state(folder, training)
     residuals = _object(folder / "residuals.json", notes)
     ways = _object(folder / "trajectories.json", notes)
     heats, planes = read_heats(residuals), read_planes(ways)

@@ -138,8 +138,8 @@ def table(found: Evaluation) -> Markup:
     return joined(tag("div", {"class": "scroll", "tabindex": "0"}, whole), legend(columns))
 
 
-def legend(columns: Sequence[str]) -> Markup:
+def legend(columns: Sequence[str], rule: str = "lowest") -> Markup:
     """What the marks in a table mean."""
     near = " and ".join(n for n in columns if n in TARGETS)
     rest = f"; of {near}, the nearest to that of real data" if near else ""
-    return tag("p", {"class": "legend"}, f"Marked: the lowest{rest}. Teachers and long solutions apart.")
+    return tag("p", {"class": "legend"}, f"Marked: the {rule}{rest}; teachers and long solutions apart.")
