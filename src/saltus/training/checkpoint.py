@@ -37,8 +37,8 @@ from saltus.training.shards import Part, Whole, dtype_name, read_box, write_shar
 
 __all__ = ["Checkpoints", "Saved", "folder_of"]
 
-_STEP = re.compile(r"step-(\d{8,})")
-_DRAFT = ".draft-"
+_STEP, _DRAFT = "step-", ".draft-"
+_NAME = re.compile(r"step-[0-9]{8,15}")
 _PATIENCE = 1800.0  # seconds that the first process waits for the files of the others
 _POLL = 0.02
 
@@ -49,7 +49,7 @@ def folder_of(step: int) -> str:
     >>> folder_of(500)
     'step-00000500'
     """
-    return f"step-{step:08}"
+    return f"{_STEP}{step:08}"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ class Checkpoints:
         """The steps of all checkpoints, whole or not, in order."""
         if not self.folder.is_dir():
             return []
-        found = (_STEP.fullmatch(p.name) for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink())
-        return sorted(int(match[1]) for match in found if match)
+        names = [p.name for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink()]
+        found = [int(name.removeprefix(_STEP)) for name in names if _NAME.fullmatch(name)]
+        return sorted(step for step in found if folder_of(step) in names)
 
     def open(self, step: int, verified: bool = False) -> Saved:
         """The checkpoint of a step.
@@ -291,7 +292,7 @@ class Checkpoints:
             _put(draft / f"{name}.json", json.dumps(part))
             if self._rank == 0:
                 self._finished(draft, step, meta, score)
-        except (OSError, ValueError) as wrong:
+        except Exception as wrong:  # told by the next call, whatever it is
             self._failed = wrong
             with suppress(OSError):
                 if self._rank == 0:
@@ -313,16 +314,16 @@ class Checkpoints:
         for notes in draft.glob("*.json"):
             notes.unlink()
         _put(draft / MANIFEST, manifest.text())
-        place = self.folder / folder_of(step)
-        if place.exists():  # of an earlier attempt at these steps: the same numbers, or damaged ones
-            shutil.rmtree(place)
-        draft.rename(place)
+        _flush(draft)
+        self._remove(step)  # of an earlier attempt at these steps: the same numbers, or damaged ones
+        draft.rename(self.folder / folder_of(step))
         _flush(self.folder)
-        self._prune()
+        self._prune(step)
 
-    def _prune(self) -> None:
-        """Remove what need not stay."""
-        steps = self.steps()
+    def _prune(self, last: int) -> None:
+        """Remove what need not stay, after step ``last`` was saved: what there is of later steps is damaged
+        and was passed over, so it keeps nobody out."""
+        steps = [step for step in self.steps() if step <= last]
         scores: dict[int, float] = {}
         for step in steps:
             with suppress(ValueError):
@@ -330,10 +331,15 @@ class Checkpoints:
                 if score is not None:
                     scores[step] = score
         best = sorted(scores, key=lambda step: (scores[step], step))[: self._keep_best]
-        stay = {folder_of(step) for step in (*steps[-self._keep_last :], *best)}
-        for path in self.folder.iterdir():
-            if _STEP.fullmatch(path.name) and path.name not in stay:
-                shutil.rmtree(path, ignore_errors=True)
+        for step in {*steps} - {*steps[-self._keep_last :], *best}:
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint. It loses its name first, so that none is ever there in part."""
+        place, gone = self.folder / folder_of(step), self.folder / f"{_DRAFT}{self._attempt}-gone-{step}"
+        if place.exists():
+            place.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _check_finite(copies: Mapping[str, Tensor]) -> None:

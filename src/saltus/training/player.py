@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,7 @@ class Player:
         self.optimizer = _of_kinds(move.optimizer or optimizer, self.parameters)
         self._world = world or World.alone()
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._groups = [_numbers_of(group) for group in self.optimizer.param_groups]
         self._first: dict[tuple[str, ...], Tensor] = {}
         self._counts: tuple[Counts, ...] = ()
 
@@ -135,6 +136,26 @@ class Player:
         """Set the learning rates to ``factor`` times those that the optimiser was made with."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
+
+    def changed_groups(self) -> dict[int, dict[str, float]]:
+        """For each parameter, by its id: the numbers of its group, but the rate, that are not those which the
+        optimiser was made with. Some optimisers count steps there, or find their step size."""
+        found: dict[int, dict[str, float]] = {}
+        for group, before in zip(self.optimizer.param_groups, self._groups, strict=True):
+            now = {key: value for key, value in _numbers_of(group).items() if before.get(key) != value}
+            found |= {id(parameter): now for parameter in group["params"]}
+        return found
+
+    def reset_groups(self) -> None:
+        """Give the groups the numbers that the optimiser was made with."""
+        for group, before in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group.update(before)
+
+    def set_group(self, parameter: nn.Parameter, key: str, value: float) -> None:
+        """Set a number of the group that holds a parameter."""
+        for group in self.optimizer.param_groups:
+            if any(parameter is p for p in group["params"]):
+                group[key] = value
 
     def __call__(self, parts: Sequence[tuple[Batch, Streams]], clip: float | None) -> Moved:
         """One move: draw, differentiate, clip, step. Gradients are left to be cleared.
@@ -212,6 +233,10 @@ class Player:
         new = ~torch.isfinite(values) & (first < 0)
         self._first[names] = first.masked_fill(new, step)
         return self._first[names]
+
+
+def _numbers_of(group: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in group.items() if isinstance(v, int | float) and k not in ("lr", "initial_lr")}
 
 
 def _of_kinds(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["Part", "Whole", "box_of", "read_box", "sha256_of", "write_shard"]
+__all__ = ["Part", "Whole", "box_of", "read_box", "sha256_of", "size_of", "write_shard"]
 
 _NAMES = {
     torch.float64: "F64",
@@ -76,6 +76,18 @@ def dtype_name(tensor: Tensor, name: str) -> str:
             "convert it"
         )
     return _NAMES[tensor.dtype]
+
+
+def size_of(name: str) -> int:
+    """The bytes of a number in a format that safetensors calls by this name, or a ValueError.
+
+    >>> size_of("BF16")
+    2
+    """
+    for dtype, known in _NAMES.items():
+        if known == name:
+            return dtype.itemsize
+    raise ValueError(f"number format {name[:20]!r}, expected one of {', '.join(_NAMES.values())}")
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -175,7 +187,7 @@ def _read(path: Path, name: str, whole: Whole, part: Part, box: tuple[slice, ...
                     f"{list(shape)}"
                 )
             values: Tensor = stored[box] if box else file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, MemoryError) as error:
         raise ValueError(
             f"{path}: expected what the manifest says, got {' '.join(str(error).split())[:200]}; the "
             "checkpoint is damaged, take an earlier one"

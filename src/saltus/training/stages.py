@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from saltus.games import Artifact, Stage, Stages
+from saltus.training.parallel import piece
+from saltus.training.shards import box_of
 
 __all__ = ["Span", "artifact_tensors", "restore_artifacts", "spans"]
 
@@ -98,6 +101,19 @@ def restore_artifacts(
                 f"artifact {name!r} of stage {stage.name!r}: expected its tensors among those saved, got "
                 f"{sorted(state) or 'none'}; begin at step 0 or use another checkpoint"
             )
-        artifact.load_state_dict(state)
+        _copy(name, artifact, state)
         restored[name] = artifact
     return restored
+
+
+@torch.no_grad()
+def _copy(name: str, artifact: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into a module, of which this process may hold pieces."""
+    for entry, mine in artifact.state_dict(keep_vars=True).items():
+        theirs, here = state[entry], piece(mine)
+        if tuple(theirs.shape) != here.shape or theirs.dtype != mine.dtype:
+            raise ValueError(
+                f"artifact {name!r}: tensor {entry}: expected {list(here.shape)} of {mine.dtype}, got "
+                f"{list(theirs.shape)} of {theirs.dtype}; begin at step 0 or use another checkpoint"
+            )
+        here.local.copy_(theirs[box_of(here.offsets, here.local.shape)])

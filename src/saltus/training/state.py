@@ -12,8 +12,12 @@ function of the step, and a teacher is what it was when the run began.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +32,9 @@ from saltus.training.stages import artifact_tensors
 __all__ = ["State", "restore", "state_of"]
 
 _PLAIN = (bool, int, float, str, type(None))
+_CLOSED = (*_PLAIN, bytes, type, ModuleType)
+_GROUP = "group "
+_FIX = "go on with the options that the run was begun with"
 
 
 @dataclass(frozen=True)
@@ -63,31 +70,58 @@ def state_of(fit: Fit, averages: Mapping[str, EMA]) -> State:
                     f"{name}: expected a tensor or a number in the optimiser's state, got "
                     f"{type(value).__name__}; a run with this optimiser cannot be saved"
                 )
-    counts = {name: int(ema.count) for name, ema in averages.items()}
-    return State(tensors, {"step": fit.index, "averages": counts, "optimizers": kept})
+    return State(
+        tensors,
+        {
+            "step": fit.index,
+            "skipped": fit.skipped,
+            "averages": {name: int(ema.count) for name, ema in averages.items()},
+            "makes": {player.move.name: type(player.optimizer).__name__ for player in fit.players},
+            "optimizers": kept,
+        },
+    )
 
 
 def restore(fit: Fit, averages: Mapping[str, EMA], saved: Saved) -> None:
     """Put a run into a saved state: all of it, or a ValueError says what does not fit."""
+    makes, kept, counts = _plain_of(saved)
     prefix = "artifacts/"
     artifacts = {name.removeprefix(prefix): saved.tensor(name) for name in saved.names(prefix)}
     fit.go_to(saved.step, artifacts)
     tensors = _artifacts(fit) | _modules(fit, averages)
-    plain = saved.manifest.meta.get("state", {})
-    kept: dict[str, Any] = plain.get("optimizers", {})
     for player in fit.players:
-        _prepare(player, {*saved.names(f"players/{player.move.name}/optimizer/"), *kept})
-        for name, value in _kept(player):
-            if isinstance(value, Tensor):
-                tensors[name] = value
-            else:
-                _put_plain(player, name, kept)
+        name, make = player.move.name, type(player.optimizer).__name__
+        if makes.get(name) != make:
+            raise ValueError(
+                f"{saved.folder}: expected the state of optimiser {make} of player {name!r}, got that of "
+                f"{makes.get(name)}; {_FIX}"
+            )
+        _prepare(player, saved, kept)
+        tensors |= {name: value for name, value in _kept(player) if isinstance(value, Tensor)}
     saved.restore(tensors)
+    fit.skipped = _count(saved, saved.manifest.meta["state"].get("skipped"), "skipped moves")
     for name, ema in averages.items():
-        count = plain.get("averages", {}).get(name)
-        if not isinstance(count, int):
-            raise ValueError(f"{saved.folder}: expected the updates of average {name!r}, got {count!r}")
-        ema.count.fill_(count)
+        ema.count.fill_(_count(saved, counts.get(name), f"updates of average {name!r}"))
+
+
+def _count(saved: Saved, value: object, what: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{saved.folder}: expected the {what}, got {str(value)[:40]}; {_FIX}")
+    return value
+
+
+def _plain_of(saved: Saved) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The makes of the optimisers, their numbers that are no tensors, the updates of the averages."""
+    state = saved.manifest.meta.get("state")
+    parts = state if isinstance(state, dict) else {}
+    found = (parts.get(key) for key in ("makes", "optimizers", "averages"))
+    makes, kept, counts = (part if isinstance(part, dict) else None for part in found)
+    fits = kept is not None and all(isinstance(value, _PLAIN) for value in kept.values())
+    if makes is None or kept is None or counts is None or not fits:
+        raise ValueError(
+            f"{saved.folder}: expected the state of a run in its manifest, got none; take a run's own"
+        )
+    return makes, kept, counts
 
 
 def _artifacts(fit: Fit) -> dict[str, Tensor]:
@@ -98,69 +132,118 @@ def _modules(fit: Fit, averages: Mapping[str, EMA]) -> dict[str, Tensor]:
     """The tensors of all modules that a run changes, each once, under the first name that reaches it."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for prefix, module in _roots(fit, averages):
-        for name, tensor in module.state_dict(keep_vars=True).items():
+    for prefix, root in _roots(fit, averages):
+        state = {prefix: root} if isinstance(root, Tensor) else _state_of(prefix, root)
+        for name, tensor in state.items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                found[f"{prefix}/{name}"] = tensor
+                found[name] = tensor
     return found
 
 
-def _roots(fit: Fit, averages: Mapping[str, EMA]) -> Iterator[tuple[str, nn.Module]]:
+def _state_of(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    state = {f"{prefix}/{name}": value for name, value in module.state_dict(keep_vars=True).items()}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name}: expected a tensor in the module's state, got {type(value).__name__}; "
+                "keep it in a buffer"
+            )
+    return state
+
+
+def _roots(fit: Fit, averages: Mapping[str, EMA]) -> Iterator[tuple[str, nn.Module | Tensor]]:
     for player in fit.players:
         yield f"players/{player.move.name}/module", player.move.module
     for player in fit.players:
-        for k, after in enumerate(player.move.after):
-            yield from _held(f"players/{player.move.name}/after/{k}", after)
+        yield from _held(f"players/{player.move.name}/after", player.move.after, set())
     for name, ema in averages.items():
         yield f"averages/{name}", ema.module
 
 
-def _held(prefix: str, value: object) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a value is made of."""
-    if isinstance(value, nn.Module):
+def _held(prefix: str, value: object, seen: set[int]) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """The modules and tensors that a value is made of: fields and attributes, items, what a function closes
+    over or is bound to."""
+    if isinstance(value, nn.Module | Tensor):
         yield prefix, value
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _held(f"{prefix}/{field.name}", vars(value)[field.name])
-    elif isinstance(value, tuple | list):
-        for k, item in enumerate(value):
-            yield from _held(f"{prefix}/{k}", item)
+        return
+    if id(value) in seen or isinstance(value, _CLOSED):
+        return
+    seen.add(id(value))
+    for key, item in _inside(value):
+        yield from _held(f"{prefix}/{key}", item, seen)
+
+
+def _inside(value: object) -> Iterator[tuple[object, object]]:
+    if isinstance(value, tuple | list):
+        yield from enumerate(value)
     elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _held(f"{prefix}/{key}", item)
+        yield from value.items()
+    elif isinstance(value, FunctionType):
+        cells = value.__closure__ or ()
+        filled = [(name, cell) for name, cell in zip(value.__code__.co_freevars, cells, strict=True)]
+        yield from ((name, cell.cell_contents) for name, cell in filled if cell != CellType())
+    elif isinstance(value, MethodType):
+        yield "self", value.__self__
+    elif isinstance(value, partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    else:
+        with suppress(TypeError):  # it has no attributes
+            yield from vars(value).items()
 
 
 def _kept(player: Player) -> Iterator[tuple[str, object]]:
-    """What the optimiser keeps, by name; parameters are numbered as the player has them."""
+    """What the optimiser keeps, by name: for each parameter, numbered as the player has them, its state and
+    the numbers of its group that are not as they were at the beginning."""
+    prefix, optimizer = f"players/{player.move.name}/optimizer", player.optimizer
+    if set(map(id, optimizer.state)) - set(map(id, player.parameters)):
+        raise ValueError(
+            f"{prefix}: expected state of parameters alone, {type(optimizer).__name__} keeps more; a run "
+            "with it cannot be saved"
+        )
+    changed = player.changed_groups()
     for i, parameter in enumerate(player.parameters):
-        for key, value in player.optimizer.state.get(parameter, {}).items():
-            yield f"players/{player.move.name}/optimizer/{i}/{key}", value
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{prefix}/{i}/{key}", value
+        for key, value in changed[id(parameter)].items():
+            yield f"{prefix}/{i}/{_GROUP}{key}", value
 
 
-def _prepare(player: Player, names: set[str]) -> None:
-    """Have the optimiser make its state for the parameters that have some among the names.
+def _prepare(player: Player, saved: Saved, kept: Mapping[str, Any]) -> None:
+    """Give the optimiser the state whose tensors :meth:`Saved.restore` then fills.
 
-    An optimiser makes its state when it first steps: with gradients of zero and a rate of zero it does so
-    and moves nothing; what it wrote into the state is overwritten, and so are the weights.
+    An optimiser makes its state when it first steps: with gradients of zero and a rate of zero it does so on
+    the right device, sharded as its parameter is, and moves nothing. What it makes later in a run is made
+    here; what it wrote is overwritten, and so are the weights.
     """
     prefix = f"players/{player.move.name}/optimizer/"
-    had = {int(n.removeprefix(prefix).split("/")[0]) for n in names if n.startswith(prefix)}
-    if not had <= set(range(len(player.parameters))):
-        raise ValueError(
-            f"player {player.move.name!r}: expected {len(player.parameters)} parameters, the checkpoint has "
-            f"{max(had) + 1}; go on with the options that the run was begun with"
-        )
+    wanted: dict[int, set[str]] = {}
+    for name in (*saved.names(prefix), *(name for name in kept if name.startswith(prefix))):
+        number, _, key = name.removeprefix(prefix).partition("/")
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", number) or int(number) >= len(player.parameters):
+            raise ValueError(
+                f"{saved.folder}: expected the state of {len(player.parameters)} parameters of player "
+                f"{player.move.name!r}, got {name[:100]!r}; {_FIX}"
+            )
+        wanted.setdefault(int(number), set()).add(key)
     for i, parameter in enumerate(player.parameters):
-        parameter.grad = torch.zeros_like(parameter) if i in had else None
+        parameter.grad = torch.zeros_like(parameter) if i in wanted else None
     player.scale_rates(0.0)
     player.optimizer.step()
-    for parameter in player.parameters:
+    player.reset_groups()
+    for i, parameter in enumerate(player.parameters):
         parameter.grad = None
-
-
-def _put_plain(player: Player, name: str, kept: Mapping[str, Any]) -> None:
-    i, key = name.removeprefix(f"players/{player.move.name}/optimizer/").split("/", 1)
-    if name not in kept:
-        raise ValueError(f"{name}: expected its number in the checkpoint, got none; take an earlier one")
-    player.optimizer.state[player.parameters[int(i)]][key] = kept[name]
+        state = player.optimizer.state[parameter] if i in wanted else {}
+        for key in state.keys() - wanted.get(i, set()):
+            del state[key]
+        for key in sorted(wanted.get(i, set())):
+            whole = saved.manifest.tensors.get(f"{prefix}{i}/{key}")
+            if whole is None:
+                value = kept[f"{prefix}{i}/{key}"]
+                if key.startswith(_GROUP):
+                    player.set_group(parameter, key.removeprefix(_GROUP), value)
+                else:
+                    state[key] = value
+            elif not isinstance(state.get(key), Tensor):
+                alike = whole.shape == tuple(parameter.shape)
+                state[key] = torch.zeros_like(parameter) if alike else torch.zeros(whole.shape)
