@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -17,13 +19,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from saltus import autodiff
+from saltus.autodiff import recomputed
 from saltus.games import Follow, Freeze, Game, Move, Project, as_game
 from saltus.maps import AverageVelocity
 from saltus.methods import load
 from saltus.nn import MLP, DiT
 from saltus.objectives import Diagonal, Lagrangian, Part, Sum
 from saltus.streams import Streams
-from saltus.training import EMA, World, built, fit, gathered, initialised, piece, shard
+from saltus.training import EMA, World, built, fit, gathered, initialised, piece, player, shard
 from saltus.typing import Batch, Condition, Draws, FlowMap, Objective, Output, Term
 from saltus.weights import LearnedLogVariance
 
@@ -119,6 +123,7 @@ def played(
     modules: Modules,
     game: Callable[[Modules], Objective | Game],
     source: Callable[[Streams], Batch] = plane,
+    compile: bool = False,
 ) -> Found:
     """What a run leaves: losses, norms and terms of every step, the first gradients, weights and averages."""
     student = modules["student"]
@@ -138,9 +143,19 @@ def played(
     made = as_game(game(modules), student)
     made = replace(made, moves=tuple(watched(move) for move in made.moves))
     found: Found = {}
-    for step in fit(
-        made, source, steps=STEPS, seed=3, batch=ROWS, clip=0.2, world=world, accumulate=accumulate
-    ):
+    with patch.object(player, "compiled", partial(autodiff.compiled, backend="aot_eager")):
+        steps = fit(
+            made,
+            source,
+            steps=STEPS,
+            seed=3,
+            batch=ROWS,
+            clip=0.2,
+            compile=compile,
+            world=world,
+            accumulate=accumulate,
+        )
+    for step in steps:
         before.update()
         after.update()
         for name, moved in step.moved.items():
@@ -244,6 +259,33 @@ def attention(world: World, accumulate: int) -> Found:
     return played(world, accumulate, modules, lambda m: load("lsd").wired(m["student"]), pictures)
 
 
+def recomputing(world: World, accumulate: int) -> Found:
+    """Activations that several processes compute again in the backward pass, and one does not."""
+    student = transformer(0)
+
+    def game(m: Modules) -> Objective:
+        if world.size > 1:
+            recomputed(student.backbone)
+        made = load("lsd").wired(student)
+        assert isinstance(made, Objective)
+        return made
+
+    return played(world, accumulate, {"student": student}, game, pictures)
+
+
+def compiling(world: World, accumulate: int) -> Found:
+    """A compiled loss in several processes: whole weights, and a mean over the processes in the graph."""
+
+    def game(m: Modules) -> Objective:
+        student = m["student"]
+        assert isinstance(student, AverageVelocity)
+        return Groups(student)
+
+    return played(
+        replace(world, mesh=None), accumulate, {"student": network(0)}, game, compile=world.size > 1
+    )
+
+
 def initial(world: World, accumulate: int) -> Found:
     """Weights that the first process makes and hands out."""
     made = built(lambda: _only_first(world), world, outline=lambda: transformer(0))
@@ -305,7 +347,7 @@ CASES: dict[str, Callable[[World, int], Found]] = {
     case.__name__: case
     for case in (
         *(lsd, mean_flow, freeflow, freeflow_fixed, uneven, groups, learned, whole_network, attention),
-        *(initial, targets, agreements, pieces),
+        *(recomputing, compiling, initial, targets, agreements, pieces),
     )
 }
 

@@ -23,7 +23,15 @@ CASES_OF = {
     2: (
         *("lsd:1:1", "lsd:2:1", "mean_flow:1:1", "mean_flow:4:1", "freeflow:1:1", "freeflow_fixed:1:1"),
         *("freeflow_fixed:2:1", "uneven:1:1", "uneven:2:1", "groups:1:1", "learned:1:1", "learned:2:1"),
-        *("whole_network:2:1", "attention:2:1", "initial:1:1", "targets:1:1", "agreements:1:1"),
+        *(
+            "whole_network:2:1",
+            "attention:2:1",
+            "recomputing:2:1",
+            "compiling:1:1",
+            "initial:1:1",
+            "targets:1:1",
+            "agreements:1:1",
+        ),
         *("agreements:4:1",),
     ),
     4: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -16,10 +17,13 @@ __all__ = ["joined"]
 def joined(machine: Machine) -> World:
     """The processes of this run, of which this is one; the same at every call.
 
+    With a compiled loss every process holds the weights whole: what gathers sharded ones cannot be traced.
+
     Raises:
         ValueError: if there is no such device, or the processes cannot be arranged so.
     """
-    return _joined(machine.device, machine.replicas)
+    world = _joined(machine.device, machine.replicas)
+    return replace(world, mesh=None) if machine.compile else world
 
 
 @cache

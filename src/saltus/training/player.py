@@ -61,7 +61,7 @@ class LossModule(nn.Module):
             counts: how many values each term has; then the means are sum(value)/count of the whole batch,
                 these rows' share of them. None if the rows are all.
         """
-        terms = self._terms(batch, draws)
+        terms = self.terms(batch, draws)
         means = {name: _mean(name, term, counts) for name, term in terms.items()}
         loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
         return loss, {name: mean.detach() for name, mean in means.items()}
@@ -69,9 +69,10 @@ class LossModule(nn.Module):
     @torch.no_grad()
     def count(self, batch: Batch, draws: Draws) -> dict[str, int]:
         """How many values each term has."""
-        return {name: term.value.numel() for name, term in self._terms(batch, draws).items()}
+        return {name: term.value.numel() for name, term in self.terms(batch, draws).items()}
 
-    def _terms(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+    def terms(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        """The objective's terms, in the module's precision."""
         with self.precision.context(self.device):
             terms = self._objective[0](batch, draws)
         if not terms:
@@ -122,6 +123,11 @@ class Player:
                 f"move {move.name!r}: expected a module with trainable parameters, got none; "
                 "leave a frozen module out of the game"
             )
+        if compile and any(is_sharded(p) for p in self.parameters):
+            raise ValueError(
+                f"move {move.name!r}: expected whole weights for a compiled loss, got sharded ones; leave out "
+                "compile, or sharding: without it every process holds the weights and averages gradients"
+            )
         self._module = LossModule(move, precision)
         self.precision = self._module.precision
         self.loss: nn.Module = compiled(self._module) if compile else self._module
@@ -157,38 +163,50 @@ class Player:
             if any(parameter is p for p in group["params"]):
                 group[key] = value
 
-    def __call__(self, parts: Sequence[tuple[Batch, Streams]], clip: float | None) -> Moved:
+    def __call__(
+        self, parts: Sequence[tuple[Batch, Streams]], clip: float | None, spare: bool = False
+    ) -> Moved | None:
         """One move: draw, differentiate, clip, step. Gradients are left to be cleared.
 
         Args:
             parts: this process's micro-batches and their random streams.
             clip: largest norm of the gradient.
+            spare: whether to wait for the loss and the norm and leave everything as it is unless both are
+                finite; all processes have the same two numbers.
+
+        Returns:
+            What it left behind; None if it was spared, with the gradients as they were found.
         """
         whole = self._world.size == 1 and len(parts) == 1
-        loss, norm, terms = self._alone(*parts[0], clip) if whole else self._together(parts, clip)
+        loss, norm, terms = self._alone(*parts[0]) if whole else self._together(parts)
+        if spare and not bool(torch.isfinite(torch.stack([loss, norm.to(loss.dtype)])).all()):
+            return None
+        _shrink([local(g) for g in self._gradients()], norm, clip)
         self.optimizer.step()
         names = tuple(terms)
         values = torch.stack([loss, norm.to(loss.dtype), *terms.values()])
         faults = self._faults(names, values, parts[0][1].step)
         return Moved(names, values, faults, self.optimizer.param_groups[0]["lr"])
 
+    def look(self, batch: Batch, rng: Streams) -> tuple[Draws, dict[str, Term]]:
+        """The draws and the terms of some rows, as the next move on them would have them, but neither
+        differentiated nor compiled."""
+        draws = self._draw(batch, rng)
+        with torch.no_grad():
+            return draws, self._module.terms(batch, draws)
+
     def _draw(self, batch: Batch, rng: Streams) -> Draws:
         with torch.no_grad():
             return self.move.objective.draw(batch, rng)
 
-    def _alone(
-        self, batch: Batch, rng: Streams, clip: float | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _alone(self, batch: Batch, rng: Streams) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, norm of the gradient and terms where one micro-batch is all."""
         loss, terms = self.loss(batch, self._draw(batch, rng))
         loss.backward()
-        gradients = self._gradients()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        _shrink(gradients, norm, clip)
-        return loss.detach(), norm, terms
+        return loss.detach(), torch.nn.utils.get_total_norm(self._gradients()), terms
 
     def _together(
-        self, parts: Sequence[tuple[Batch, Streams]], clip: float | None
+        self, parts: Sequence[tuple[Batch, Streams]]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The same over all micro-batches of all processes, each of which adds its share.
 
@@ -204,13 +222,10 @@ class Player:
             names = tuple(terms)
             sums.append(torch.stack([loss.detach(), *terms.values()]))
         average_replicated(self.parameters, self._world)
-        gradients = self._gradients()
-        square = square_norm(gradients, self._world).to(sums[0].dtype)
+        square = square_norm(self._gradients(), self._world).to(sums[0].dtype)
         total = self._world.sum(torch.cat([torch.stack(sums).sum(0), square.reshape(1)]))
         loss, *means, square = total.unbind()
-        norm = square.sqrt()
-        _shrink([local(g) for g in gradients], norm, clip)
-        return loss, norm, dict(zip(names, means, strict=True))
+        return loss, square.sqrt(), dict(zip(names, means, strict=True))
 
     def _counted(self, parts: Sequence[tuple[Batch, Streams]]) -> tuple[Counts, ...]:
         """How many values each term has in each micro-batch and in all: found at the first move, by a pass
