@@ -24,7 +24,7 @@ HEIGHT = 190
 """Pixels from the lower to the upper end of a plot; the style sheet has the same number."""
 GAP = 15
 """Pixels between two names at the right."""
-WIDEST = 140
+WIDEST = 146
 """Pixels for the names at the right; longer names are cut."""
 GUTTER = 44
 """Pixels for the numbers at the left, unless they need more; the style sheet has the same number."""
@@ -132,7 +132,7 @@ def _names(lines: Sequence[Line], y: Axis) -> Markup:
     for line, value, top in zip(lines, lasts, _spread(wanted), strict=True):
         said = number(float(value))
         words = joined(tag("b", {}, line.name) if line.name else "", tag("i", {}, said))
-        widest = max(widest, 7.4 * len(line.name) + 6.8 * len(said) + 6 * bool(line.name))
+        widest = max(widest, 8.2 * len(line.name) + 7.2 * len(said) + 6 * bool(line.name))
         look = {"class": f"name c{line.colour % COLOURS}", "style": f"top:{top:.1f}px"}
         parts.append(tag("span", look | {"title": f"{line.name} {said}".strip()}, words))
     width = min(WIDEST, max(48, round(12 + widest)))

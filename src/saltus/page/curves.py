@@ -209,7 +209,7 @@ def read_history(path: Path) -> History:
         if isinstance(stage, str) and (not stages or stages[-1][0] != stage):
             stages.append((stage, int(step)))
     recent = [p for row in kept[-8:] if (p := finite(row.get("steps_per_second")))]
-    last = next(_moves(kept[-1]))[1] if kept else {}
+    last = next(_moves(kept[-1]), ("", {}))[1] if kept else {}
     return History(
         terms=terms.curves(),
         rates=rates.alone(),

@@ -28,8 +28,8 @@ ROOM = 16_000_000
 """Bytes of all pictures of a page."""
 MOST_GRIDS = 24
 MOST_LINES = 64
-LOCK = ".lock"
-"""Names the process that trains in a folder."""
+LOCK, TEACHER = ".lock", "teacher"
+"""What names the process that trains in a folder, and the folder of a run's own teacher."""
 QUIET = 120.0
 """Seconds without a new line after which a run on another machine counts as stopped."""
 
@@ -271,10 +271,10 @@ def _state(folder: Path, training: bool | None) -> State:
         return State(finished=True, training=False)
     if training is not None:
         return State(finished=False, training=training)
-    # a teacher trains under the lock of its student
-    held = {_held(folder), _held(folder.resolve().parent)}
-    if True in held or None not in held:
-        return State(finished=False, training=True in held)
+    place = folder.resolve()
+    held = _held(place.parent if place.name == TEACHER else place)  # it trains under the lock of its student
+    if held is not None:
+        return State(finished=False, training=held)
     try:
         age = time.time() - (folder / METRICS).stat().st_mtime
     except OSError:
@@ -317,7 +317,7 @@ def read_run(folder: Path, training: bool | None = None, whole: bool = True) -> 
     kept = [
         p for name in names if whole and (folder / name).is_file() if (p := picture_of(folder / name, notes))
     ]
-    inner = folder / "teacher"
+    inner = folder / TEACHER
     steps = [finite(value.get("step")) for value in (residuals, ways)]
     return RunFiles(
         folder=folder,
