@@ -159,11 +159,13 @@ class Term:
         weight: a number or a 0-d tensor.
         slope: gives the norm of each row's gradient of the value in the error, [n], as constants; asked
             for by sums that balance their parts. None where there is no such error.
+        part: the names that lead to its draws within those of a sum, outermost first.
     """
 
     value: Tensor
     weight: float | Tensor = 1.0
     slope: Callable[[], Tensor] | None = None
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

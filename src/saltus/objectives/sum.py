@@ -98,7 +98,8 @@ class Sum:
                 factor = part.balance * first / size.clamp(min=torch.finfo(size.dtype).eps)
             for name, term in own.items():
                 key = name if name not in terms else f"{part.name}_{name}"
-                terms[key] = replace(term, weight=term.weight * part.weight * factor)
+                way, weight = (part.name, *term.part), term.weight * part.weight * factor
+                terms[key] = replace(term, weight=weight, part=way)
         return terms
 
 

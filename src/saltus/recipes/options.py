@@ -68,6 +68,8 @@ class Machine:
     """Compute the inside of the networks' blocks again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile the loss with torch.compile (worth it for long runs)."""
+    skip_nonfinite: int = 0
+    """Leave out so many moves with a loss or gradient that is not finite before one ends the run."""
 
 
 @dataclass(frozen=True)

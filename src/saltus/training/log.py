@@ -26,12 +26,13 @@ _SMOOTH = 0.8  # share of the past in a displayed term
 class Log:
     """Writes ``metrics.jsonl`` and the terminal's progress; reads a step only when it logs it.
 
-    Every ``every`` steps, and at the last, one JSON object is appended to the file: ``step`` (how
-    many are done), ``seconds`` since the start, ``steps_per_second`` and ``samples_per_second``
-    since the line before, ``loss``, ``lr``, ``grad_norm`` and ``terms``; in a game of several
-    players ``moves`` holds the last four of each player in their place; in a run of stages ``stage`` names
-    the present one. The terminal gets a bar, or where it is none a plain line every 10 s: rates, time left,
-    the stage and each term, smoothed. A writer gets the numbers of each line, named as :func:`numbers` does.
+    Every ``every`` steps, and at the last, one JSON object is appended to the file: ``step`` (how many are
+    done), ``seconds`` since the start, ``steps_per_second`` and ``samples_per_second`` since the line before,
+    ``loss``, ``lr``, ``grad_norm`` and ``terms``; in a game of several players ``moves`` holds the last four
+    of each player in their place; in a run of stages ``stage`` names the present one; where moves were
+    skipped ``skipped`` counts them, and a move that was has no numbers. The terminal gets a bar, or where it
+    is none a plain line every 10 s: rates, time left, the stage and each term, smoothed. A writer gets the
+    numbers of each line, named as :func:`numbers` does.
 
     Rates are those of training: the time spent :meth:`aside` is not in them, but in ``seconds`` and in the
     time left.
@@ -140,29 +141,30 @@ class Log:
         self.waited += now - began
         rate = (done - self._done) / max(now - self._last_time, 1e-9)
         self._done, self._last_time = done, now
-        self._write(done, self._earlier + now - self._began, rate, readings, step.stage)
+        self._write(step, self._earlier + now - self._began, rate, readings)
         self._smooth(readings)
-        self._show(done, now, rate, step.stage)
+        self._show(step, now, rate)
         self.seconds += time.monotonic() - now
 
-    def _write(
-        self, done: int, seconds: float, rate: float, readings: dict[str, Reading], stage: str
-    ) -> None:
+    def _write(self, step: Step, seconds: float, rate: float, readings: dict[str, Reading]) -> None:
         if self._file is None and self._writer is None:
             return
         row: dict[str, object] = {
-            "step": done,
+            "step": step.index + 1,
             "seconds": round(seconds, 3),
             "steps_per_second": round(rate, 3),
             "samples_per_second": round(rate * self._batch, 1),
         }
-        if stage:
-            row["stage"] = stage
+        if step.stage:
+            row["stage"] = step.stage
+        if step.skipped:
+            row["skipped"] = step.skipped
         parts = {
             player: {"loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm, "terms": r.terms}
             for player, r in readings.items()
         }
-        row |= next(iter(parts.values())) if len(parts) == 1 else {"moves": parts}
+        alone = len(parts) == 1 and step.complete
+        row |= next(iter(parts.values())) if alone else {"moves": parts}
         if self._file is not None:
             try:
                 self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -172,7 +174,7 @@ class Log:
                     "free some room and resume"
                 ) from None
         if self._writer is not None:
-            self._writer.scalars(done, numbers(row))
+            self._writer.scalars(step.index + 1, numbers(row))
 
     def _smooth(self, readings: dict[str, Reading]) -> None:
         for player, reading in readings.items():
@@ -181,9 +183,11 @@ class Log:
                     label = f"{player}/{name}" if len(readings) > 1 else name
                     self._shown[label] = _SMOOTH * self._shown.get(label, value) + (1 - _SMOOTH) * value
 
-    def _show(self, done: int, now: float, rate: float, stage: str) -> None:
+    def _show(self, step: Step, now: float, rate: float) -> None:
+        done, stage = step.index + 1, step.stage
         left = (self._steps - done) * (now - self._began) / max(done - self._start, 1)
         terms = "  ".join([stage] * bool(stage) + [f"{k} {value:.4g}" for k, value in self._shown.items()])
+        terms += f"  {step.skipped:,} skipped" * bool(step.skipped)
         narrow = self._console.is_terminal and self._console.width < _WIDE
         samples = "" if narrow else f"{_count(rate * self._batch)} samples/s  "
         line = (

@@ -12,8 +12,8 @@ goes from one to the next, and hands on what they produce.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,16 +26,38 @@ from saltus.training.player import Player
 from saltus.training.precision import Precision
 from saltus.training.schedules import Constant
 from saltus.training.stages import Span, at, earlier, restore_artifacts, spans
-from saltus.training.step import Step
+from saltus.training.step import Moved, Step
 from saltus.typing import Batch, Schedule
 
-__all__ = ["Fit", "Source", "fit"]
+__all__ = ["Arrested", "Fit", "Source", "Turn", "fit"]
 
 Source = Callable[[Streams], Batch]
 """One row of data and noise for each row of the streams, a function of nothing else."""
 
 _OPTIMIZER, _SCHEDULE, _ALONE = AdamW(), Constant(), World.alone()
 _NOTHING: Mapping[str, Artifact] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One move of one player in a step.
+
+    Attributes:
+        player: who moves.
+        parts: this process's micro-batches, and the random streams of their rows.
+    """
+
+    player: Player
+    parts: Sequence[tuple[Batch, Streams]]
+
+
+class Arrested(Exception):
+    """A turn was not finite; weights and optimisers are as they were before it, the gradient is there."""
+
+    def __init__(self, turn: Turn) -> None:
+        """In this turn."""
+        super().__init__(turn.player.move.name)
+        self.turn = turn
 
 
 class Fit(Iterator[Step]):
@@ -46,9 +68,13 @@ class Fit(Iterator[Step]):
         index: of the step that comes next.
         artifacts: what the finished stages have produced, by name; with the players' weights, all that a
             run needs to go on at the beginning of a stage.
+        skipped: moves that were left out so far because their loss or gradient was not finite.
+        prompt: whether each turn is waited for, and one that is not finite ends the run before it does harm.
+            Without it a fault is told when somebody looks (:meth:`Step.fetch`), and a step waits for nothing.
     """
 
     players: tuple[Player, ...]
+    _progress: Tensor
 
     def __init__(
         self,
@@ -65,13 +91,14 @@ class Fit(Iterator[Step]):
         clip: float | None,
         world: World,
         accumulate: int,
+        skip: int,
     ) -> None:
-        self.index = start
+        self.index, self.skipped, self.prompt = start, 0, False
         self.artifacts = dict(artifacts)
         self._stages, self._spans, self._enlist = stages, spans(stages, steps), enlist
         self._source, self._seed = source, seed
         self._world, self._rows = world, world.rows(batch, accumulate)
-        self._steps, self._schedule, self._clip = steps, schedule, clip
+        self._steps, self._schedule, self._clip, self._skip = steps, schedule, clip, skip
         self._enter(at(self._spans, start))
 
     def _enter(self, span: Span) -> None:
@@ -136,15 +163,29 @@ class Fit(Iterator[Step]):
     def __next__(self) -> Step:
         if self.index >= self._steps:
             raise StopIteration
+        moved, before = {}, self.skipped
+        for turn in self.turns():
+            made = self.play(turn)
+            if made is not None:
+                moved[turn.player.move.name] = made
+        complete = self.skipped == before
+        step = Step(self.index, self._progress, moved, self._span.stage.name, self.skipped, complete)
+        self.index += 1
+        if self.index == self._span.last:
+            self._leave(step)
+        return step
+
+    def turns(self) -> Iterator[Turn]:
+        """The turns of the next step in order. Each is to be played before the next one is asked for, since
+        what it draws may depend on the weights."""
         self.enter()
         rngs, span = [rng.at(self.index) for rng in self._rngs], self._span
-        done, here = (self.index - span.first) / (span.last - span.first), self.index - span.first
-        progress = torch.full((), done, dtype=rngs[0].dtype, device=rngs[0].device)
-        factor = float(self._schedule(torch.tensor(done, dtype=torch.float64)))
-        for parameter in self._everyone:  # of an evaluation, or of a step that was interrupted
-            parameter.grad = None
+        here, length = self.index - span.first, self.length
+        progress = torch.full((), here / length, dtype=rngs[0].dtype, device=rngs[0].device)
+        factor = float(self._schedule(torch.tensor(here / length, dtype=torch.float64)))
+        self._progress = progress
+        self._clear()  # what an evaluation left, or a step that was interrupted
         shared = [self._batch(rng.named("data"), progress) for rng in rngs]
-        moved = {}
         for player in self.players:
             move = player.move
             player.scale_rates(factor)
@@ -154,16 +195,29 @@ class Fit(Iterator[Step]):
                 if count:
                     batches = [self._batch(rng.named(f"data.{again}"), progress) for rng in rngs]
                 parts = [(batch, rng.named(again)) for batch, rng in zip(batches, rngs, strict=True)]
-                moved[move.name] = player(parts, self._clip)
-                for parameter in self._everyone:
-                    parameter.grad = None
-                for after in move.after:
-                    after()
-        step = Step(self.index, progress, moved, span.stage.name)
-        self.index += 1
-        if self.index == span.last:
-            self._leave(step)
-        return step
+                yield Turn(player, parts)
+
+    def play(self, turn: Turn) -> Moved | None:
+        """Play a turn from :meth:`turns`; None if it was left out, as ``skip`` allows.
+
+        Raises:
+            Arrested: if ``prompt`` is set and it is not finite, nor may be left out.
+        """
+        spared = self.skipped < self._skip
+        moved = turn.player(turn.parts, self._clip, spared or self.prompt)
+        if moved is None and not spared:
+            raise Arrested(turn)
+        self._clear()
+        if moved is None:
+            self.skipped += 1
+            return None
+        for after in turn.player.move.after:
+            after()
+        return moved
+
+    def _clear(self) -> None:
+        for parameter in self._everyone:
+            parameter.grad = None
 
     def _batch(self, rng: Streams, progress: Tensor) -> Batch:
         batch = replace(self._source(rng), progress=progress)
@@ -196,6 +250,7 @@ def fit(
     artifacts: Mapping[str, Artifact] = _NOTHING,
     world: World = _ALONE,
     accumulate: int = 1,
+    skip: int = 0,
 ) -> Fit:
     """Play ``game`` for the steps start, ..., steps - 1, one at each iteration.
 
@@ -226,6 +281,9 @@ def fit(
         world: the processes of the run. Each calls this with its modules through
             :func:`saltus.training.shard`, and has a part of the batch's rows.
         accumulate: micro-batches of each process in a move; a move steps when they all are done.
+        skip: so many moves of the run may have a loss or a gradient that is not finite. Such a move leaves
+            weights, optimiser and what comes after it as they were. Until they are used up, every move waits
+            for one answer of the device.
 
     Raises:
         ValueError: for an impossible count, a move without trainable parameters, or a start in a stage
@@ -242,6 +300,8 @@ def fit(
             f"fit: expected 0 <= start <= steps and batch >= 1, got start={start}, steps={steps}, "
             f"batch={batch}; ask for more steps or rows"
         )
+    if skip < 0:
+        raise ValueError(f"skip: expected a number of moves, or 0 to skip none, got {skip}")
     if clip is not None and not clip > 0.0:
         raise ValueError(f"clip: expected a norm above 0, got {clip}; None turns clipping off")
 
@@ -264,4 +324,5 @@ def fit(
         clip=clip,
         world=world,
         accumulate=accumulate,
+        skip=skip,
     )

@@ -125,8 +125,8 @@ class Player:
             )
         if compile and any(is_sharded(p) for p in self.parameters):
             raise ValueError(
-                f"move {move.name!r}: expected whole weights for a compiled loss, got sharded ones; leave out "
-                "compile, or sharding: without it every process holds the weights and averages gradients"
+                f"move {move.name!r}: expected whole weights for a compiled loss, got sharded ones; leave "
+                "out compile, or sharding: without it every process holds the weights and averages gradients"
             )
         self._module = LossModule(move, precision)
         self.precision = self._module.precision

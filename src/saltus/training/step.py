@@ -12,7 +12,17 @@ __all__ = ["Moved", "NonFiniteLoss", "Reading", "Step"]
 
 
 class NonFiniteLoss(ValueError):
-    """A loss, a term or a gradient became NaN or infinite."""
+    """A loss, a term or a gradient became NaN or infinite.
+
+    Attributes:
+        step: in which it was seen first, from 0.
+        player: whose it is.
+        what: "term 'name'", "the loss" or "the gradient".
+    """
+
+    def __init__(self, message: str, step: int, player: str, what: str) -> None:
+        super().__init__(message)
+        self.step, self.player, self.what = step, player, what
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +69,16 @@ class Step:
         progress: of the run or, if it has stages, of the stage; 0-d, in [0, 1).
         moved: what each player did that moved in this step.
         stage: the name of the stage, empty in a run of a single game.
+        skipped: moves that the run has left out so far because they were not finite.
+        complete: whether this step left out none.
     """
 
     index: int
     progress: Tensor
     moved: Mapping[str, Moved]
     stage: str = ""
+    skipped: int = 0
+    complete: bool = True
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -103,23 +117,31 @@ class Step:
         # float64 holds a step count exactly
         parts = [x.double() for m in self.moved.values() for x in (m.values, m.faults)]
         numbers = iter(torch.cat(parts).tolist())
-        readings = {}
+        readings: dict[str, Reading] = {}
+        found: list[tuple[int, int, int, str, str]] = []
         for player, m in self.moved.items():
             loss, norm, *terms = (next(numbers) for _ in range(len(m.values)))
             faults = [int(next(numbers)) for _ in range(len(m.faults))]
-            _refuse(player, m.names, faults)
+            found += _faults(len(readings), player, m.names, faults)
             readings[player] = Reading(loss, norm, m.lr, dict(zip(m.names, terms, strict=True)))
+        if found:
+            step, _, _, player, what = min(found)
+            raise NonFiniteLoss(
+                f"step {step}: {what} of move {player!r} was expected to be finite and is NaN or infinite; "
+                "go on from an earlier checkpoint with a lower learning rate, a clipped gradient or float32",
+                step,
+                player,
+                what,
+            )
         return readings
 
 
-def _refuse(player: str, names: tuple[str, ...], faults: list[int]) -> None:
-    """Raise NonFiniteLoss for the earliest fault; a term explains the loss, the loss the gradient."""
+def _faults(
+    place: int, player: str, names: tuple[str, ...], faults: list[int]
+) -> list[tuple[int, int, int, str, str]]:
+    """(step, place of the player, rank, player, what) of every fault: the earliest explains the others, and
+    within a step a term explains the loss, the loss the gradient."""
     loss, norm, *terms = faults
     what = [*(f"term {name!r}" for name in names), "the loss", "the gradient"]
-    found = [(step, rank) for rank, step in enumerate([*terms, loss, norm]) if step >= 0]
-    if found:
-        step, rank = min(found)
-        raise NonFiniteLoss(
-            f"step {step}: {what[rank]} of move {player!r} was expected to be finite and is NaN or infinite; "
-            "go on from an earlier checkpoint with a lower learning rate, a clipped gradient or float32"
-        )
+    ranked = enumerate([*terms, loss, norm])
+    return [(step, place, rank, player, what[rank]) for rank, step in ranked if step >= 0]
