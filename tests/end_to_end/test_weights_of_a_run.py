@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +230,37 @@ def test_a_run_without_snapshots_says_how_to_get_them(capsys: pytest.CaptureFixt
     assert not Path("plain/averages").exists()
     assert main(["sample", "plain", "--sigma-rel", "0.1"]) == 2
     assert "train with --power-ema 0.05 0.1" in capsys.readouterr().err
+
+
+def header(path: Path, old: str, new: str) -> None:
+    """Replace text in the header of a safetensors file by text of the same length."""
+    raw = path.read_bytes()
+    assert raw.count(old.encode()) >= 1 and len(old) == len(new)
+    path.write_bytes(raw.replace(old.encode(), new.encode()))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(pickle.dumps({"step": 20})),
+        lambda path: header(path, "[0.05, 0.1]", "[5.00, 0.1]"),
+        lambda path: header(path, '\\"step\\": 20', '\\"step\\": 00'),
+        lambda path: header(path, "average1.", "average7."),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["cut", "pickle", "width", "step", "names", "folder"],
+)
+def test_a_damaged_snapshot_is_told(
+    harm: Callable[[Path], object], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    harm(copy / "averages" / "step-00000020.safetensors")
+    assert main(["ema", str(copy), "--sigma-rel", "0.13"]) == 2
+    told = capsys.readouterr().err
+    assert "expected" in told and told.count("\n") == 1, told
+    assert not (copy / "power-0.13.safetensors").exists()
 
 
 @pytest.mark.parametrize(("steps", "count"), [(40, 8), (7, 20), (100, 1), (101, 20), (3, 2)])

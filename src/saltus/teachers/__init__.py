@@ -9,7 +9,7 @@ starts a student as its teacher, with a second time added. What needs no data bu
 teacher                                   as a Velocity
 ========================================  ======================================================
 a trained flow map, an exact map          ``teacher(model)``: its ``velocity``
-a run folder                              ``run = saltus.recipes.opened.open_run(Path("runs/..."))``,
+a run folder, or a weights file           ``run = saltus.load("runs/...")``,
                                           ``teacher(run.model, run.interpolant)``
 a denoiser, noise or v model              ``teacher(model, VP(), Prediction.NOISE, clock=...)``
 a rectified-flow model, t' = 1 the noise  ``teacher(lambda x, t, cond: -model(x, 1 - t, cond))``
