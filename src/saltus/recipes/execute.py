@@ -19,9 +19,19 @@ from saltus.recipes.evaluate import EULERS, Measured, all_samplers, evaluate, ta
 from saltus.recipes.evaluate import STEPS as PICTURED
 from saltus.recipes.exhausted import explaining
 from saltus.recipes.experiment import TEACHER, Experiment
-from saltus.recipes.folder import ENVIRONMENT, EVALUATION, OPTIONS, SAMPLES, WEIGHTS, read_json, write_json
+from saltus.recipes.folder import (
+    ENVIRONMENT,
+    EVALUATION,
+    OPTIONS,
+    SAMPLES,
+    WEIGHTS,
+    read_json,
+    whole,
+    write_json,
+)
 from saltus.recipes.memory import size
-from saltus.recipes.occupied import check_free, occupied
+from saltus.recipes.occupied import check_free, finished, occupied
+from saltus.recipes.opened import open_run
 from saltus.recipes.show import picture, shown
 from saltus.recipes.train import MEMORY, refresh, train
 from saltus.recipes.watch import conclude
@@ -35,7 +45,8 @@ __all__ = ["check_place", "execute", "record", "show"]
 def check_place(made: Experiment) -> None:
     """Raise a ValueError unless the run may begin or go on in its folder."""
     teacher = None if made.teacher is None else made.teacher.place
-    check_free(made.folder, made.options(), made.output.overwrite, teacher)
+    ends = not made.output.skip_evaluation
+    check_free(made.folder, made.options(), made.output.overwrite, teacher, ends)
 
 
 def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
@@ -48,7 +59,8 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
         rows = [row for row in all_samplers(made, model, x0, labels, rng, PICTURED) if row.pictured]
         rows = sorted(rows, key=lambda row: row.group is EULERS)  # Euler's last
         parts = [(row.label, row.sample()) for row in rows]
-    picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(path)
+    with whole(path) as draft:
+        picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(draft)
 
 
 def execute(made: Experiment) -> list[Measured]:
@@ -58,19 +70,32 @@ def execute(made: Experiment) -> list[Measured]:
     with ExitStack() as stack:
         if world.leads:
             here = environment(world.device, world.size)
-            stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here))
+            ends = not made.output.skip_evaluation
+            stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here, ends))
         world.barrier()
         try:
             if made.first is not None:
                 made = _taught(made, folder / TEACHER)
-            with explaining(made):
-                model = train(made, folder)
+            model = _model(made, folder)
         except Stopped as stop:
             if world.leads:
                 done = f"after step {stop.step:,}, which is saved"
                 print(f"stopped {done}; the same command goes on from there", file=sys.stderr)
             raise
     return [] if model is None else _conclude(made, model, folder)
+
+
+def _model(made: Experiment, folder: Path) -> NetworkMap | None:
+    """The trained map, in the first process: of now, or of a process that ended before it had drawn it."""
+    if not (folder / WEIGHTS).exists():
+        with explaining(made):
+            return train(made, folder)
+    made.world.barrier()
+    if not made.world.leads:
+        return None
+    if not made.output.quiet:
+        print(f"{made.name} is trained; what is missing is drawn and measured now")
+    return open_run(folder).model
 
 
 def _memory(made: Experiment) -> str:
@@ -101,15 +126,14 @@ def _taught(made: Experiment, place: Path) -> Experiment:
     first, leads = made.first, made.world.leads
     assert first is not None
     loud = leads and not made.output.quiet
-    if not (place / WEIGHTS).exists():
+    if not finished(place, evaluated=False):
         if leads:
             place.mkdir(exist_ok=True)
             write_json(place / OPTIONS, first.options())
         if loud:
             print(f"first its teacher, {first.name}: {first.training.steps:,} steps")
         made.world.barrier()
-        with explaining(first):
-            model = train(first, place)
+        model = _model(first, place)
         if model is not None:
             show_samples(first, model, place / SAMPLES)
             refresh(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 from saltus.recipes.folder import (
     CHECKPOINTS,
     ENVIRONMENT,
+    EVALUATION,
     OPTIONS,
+    SAMPLES,
     WEIGHTS,
     check_above,
     read_json,
@@ -18,14 +21,20 @@ from saltus.recipes.folder import (
 )
 from saltus.training import LOCK, locked
 
-__all__ = ["check_free", "differences", "goes_on", "occupied"]
+__all__ = ["check_free", "differences", "finished", "goes_on", "occupied"]
 
 _MACHINE = "machine"
 """The group of options that say how a run is computed, not what: a run may go on with others."""
+_LEFT = re.compile(r"\.(.+\.(draft|part)|[0-9a-f]{8}-.+|.+\.json\.[0-9a-f]{8})")
+"""What a killed process may leave of a file that it was writing beside its place."""
 
 
 def check_free(
-    folder: Path, options: Mapping[str, object], overwrite: bool, teacher: Path | None = None
+    folder: Path,
+    options: Mapping[str, object],
+    overwrite: bool,
+    teacher: Path | None = None,
+    evaluated: bool = True,
 ) -> None:
     """Raise a ValueError unless a run with these options may begin or go on in ``folder``.
 
@@ -34,6 +43,7 @@ def check_free(
         options: what its ``options.json`` says or will say.
         overwrite: whether a finished run, or one with other options, may be replaced.
         teacher: what it learns from; it stays where it is.
+        evaluated: whether the run ends with an evaluation.
     """
     if teacher is not None and folder.resolve() in (teacher.resolve(), *teacher.resolve().parents):
         raise ValueError(
@@ -50,18 +60,23 @@ def check_free(
     check_above(folder, f"run folder {folder}")
     if overwrite or not (folder / OPTIONS).exists():
         return
-    if (folder / WEIGHTS).exists():
+    changed = differences(read_json(folder / OPTIONS, "run options"), options)
+    if (folder / WEIGHTS).exists() and (changed or finished(folder, evaluated)):
         raise ValueError(
             f"run folder {folder}: it holds a finished run already; add --overwrite to replace it, "
             "or choose another with --out"
         )
-    changed = differences(read_json(folder / OPTIONS, "run options"), options)
     if changed:
         shown = "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise ValueError(
             f"run folder {folder}: it holds an unfinished run with other options ({shown}); give the same to "
             "go on, add --overwrite to begin anew, or choose another folder with --out"
         )
+
+
+def finished(folder: Path, evaluated: bool) -> bool:
+    """Whether a run has come to its end: weights, samples and, if it ends with one, an evaluation."""
+    return all((folder / name).exists() for name in (WEIGHTS, SAMPLES, *[EVALUATION] * evaluated))
 
 
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
@@ -85,15 +100,19 @@ def _plain(value: object) -> object:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def goes_on(folder: Path, options: Mapping[str, object]) -> bool:
+def goes_on(folder: Path, options: Mapping[str, object], evaluated: bool = True) -> bool:
     """Whether an unfinished run with these options is in the folder: it is always gone on with."""
-    unfinished = (folder / OPTIONS).exists() and not (folder / WEIGHTS).exists()
+    unfinished = (folder / OPTIONS).exists() and not finished(folder, evaluated)
     return unfinished and not differences(read_json(folder / OPTIONS, "run options"), options)
 
 
 @contextmanager
 def occupied(
-    folder: Path, options: Mapping[str, object], overwrite: bool, environment: Mapping[str, object]
+    folder: Path,
+    options: Mapping[str, object],
+    overwrite: bool,
+    environment: Mapping[str, object],
+    evaluated: bool = True,
 ) -> Iterator[None]:
     """The run's folder for this process alone, with its options and its environment in it.
 
@@ -103,7 +122,7 @@ def occupied(
     Raises:
         ValueError: as :func:`check_free`, or because another process is at work in the folder.
     """
-    check_free(folder, options, overwrite)
+    check_free(folder, options, overwrite, evaluated=evaluated)
     made = [p for p in reversed((folder.resolve(), *folder.resolve().parents)) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,9 +132,9 @@ def occupied(
     aside = folder.parent / f".{folder.name}.replaced"
     try:
         with locked(folder):
-            check_free(folder, options, overwrite)
+            check_free(folder, options, overwrite, evaluated=evaluated)
             try:
-                _begin(folder, aside, options, environment)
+                _begin(folder, aside, options, environment, goes_on(folder, options, evaluated))
                 yield
             except BaseException:
                 if not _worth(folder):
@@ -136,14 +155,19 @@ def _begin(
     aside: Path,
     options: Mapping[str, object],
     environment: Mapping[str, object],
+    going_on: bool,
 ) -> None:
     """Make room if another run is to be replaced, and write down what this one is."""
-    going_on = goes_on(folder, options)
-    if _others(folder) and not going_on:
+    for path in folder.rglob(".*"):
+        if _LEFT.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+    half = aside.with_name(f"{aside.name}.part")
+    if half.exists() or (_others(folder) and not going_on):
         if aside.exists():  # holds a run already, which this unfinished one was to replace
             _empty(folder)
         else:
-            _move(folder, aside)
+            _move(folder, half)  # or the rest, if a process was killed while it did this
+            half.rename(aside)
     try:
         if going_on and (folder / ENVIRONMENT).exists():
             before = read_json(folder / ENVIRONMENT, "environment")
@@ -157,8 +181,11 @@ def _begin(
 
 
 def _others(folder: Path) -> list[Path]:
-    """What is in a folder beside the lock."""
-    return [p for p in folder.iterdir() if p.name != LOCK] if folder.is_dir() else []
+    """What is in a folder beside the lock and what was never finished; what says that a run is there comes
+    last, so that a folder which is being moved is known for what it is until it is empty."""
+    found = [p for p in folder.iterdir() if p.name != LOCK] if folder.is_dir() else []
+    found = [p for p in found if not _LEFT.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (p.name == OPTIONS, p.name == WEIGHTS, p.name))
 
 
 def _worth(folder: Path) -> bool:

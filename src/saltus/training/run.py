@@ -104,6 +104,8 @@ class Run:
         self._before.clear()
         if error is None:
             self.checkpoints.wait()
+            if self._number is not None:  # it came after the last step
+                raise Stopped(self._number, self._fit.index if self._fit is not None else 0)
         else:
             with suppress(ValueError):  # one fault is told at a time
                 self.checkpoints.wait()
