@@ -4,7 +4,7 @@ Every command is a typed function elsewhere whose signature is its command line;
 where they are, so that ``saltus --help`` answers without importing PyTorch.
 
 Exit status: 0 done; 1 a check failed; 2 a mistake in the command line, the data or a file, or a fault
-that nobody expected, told in one line; 130 interrupted, 143 terminated.
+that nobody expected, told in one line; 130 interrupted, 143 terminated, 129 the terminal was closed.
 
 >>> main(["mehtods"])
 2
@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -128,7 +129,8 @@ def one_line(error: BaseException, most: int = 2000) -> str:
 
 
 def _ended(number: int, frame: object) -> NoReturn:
-    sys.stderr.write("\nsaltus: terminated\n")
+    with suppress(OSError):  # the terminal may be what has ended
+        sys.stderr.write("\nsaltus: terminated\n")
     sys.exit(128 + number)
 
 
@@ -136,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module's docstring for the exit status."""
     if argv is None:  # the process is ours: a request to end it cleans up like an interruption
         signal.signal(signal.SIGTERM, _ended)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, _ended)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in args or bool(os.environ.get("SALTUS_DEBUG"))
     args = [a for a in args if a != DEBUG]

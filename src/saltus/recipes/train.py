@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from saltus.maps import NetworkMap
 from saltus.page import write_page
@@ -18,7 +17,7 @@ from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import CHECKPOINTS, ENVIRONMENT, METRICS, WEIGHTS, read_json, write_json
 from saltus.recipes.nonfinite import explained
 from saltus.recipes.watch import Watch, cut, writers
-from saltus.training import EMA, Fit, Log, NonFiniteLoss, Run, Step, cut_back, gathered, save_weights
+from saltus.training import EMA, Fit, Log, NonFiniteLoss, Run, Screen, Step, cut_back, gathered, save_weights
 from saltus.training.memory import forget_peak, memory_peak
 
 __all__ = ["MEMORY", "refresh", "train"]
@@ -121,7 +120,7 @@ def _play(made: Experiment, fit: Fit, kept: Mapping[str, EMA], folder: Path, run
 def _log(made: Experiment) -> Callable[..., Log]:
     """A log that knows the training's length and whether to be silent."""
     steps = made.training.steps
-    console = Console(quiet=made.output.quiet or not made.world.leads, highlight=False)
+    console = Screen(quiet=made.output.quiet or not made.world.leads, highlight=False)
     return partial(Log, steps=steps, batch=made.training.batch, every=min(LOG_EVERY, steps), console=console)
 
 

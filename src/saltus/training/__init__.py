@@ -6,7 +6,7 @@ It knows the Objective protocol and games, and no particular objective, network 
 from saltus.training.checkpoint import Checkpoints, Saved
 from saltus.training.ema import EMA, Profile
 from saltus.training.lock import LOCK, locked
-from saltus.training.log import Log, cut_back, numbers
+from saltus.training.log import Log, Screen, cut_back, numbers
 from saltus.training.loop import Fit, Source, fit
 from saltus.training.optimizers import (
     AdamW,
@@ -77,6 +77,7 @@ __all__ = [
     "Reading",
     "Run",
     "Saved",
+    "Screen",
     "Snapshot",
     "Source",
     "Step",

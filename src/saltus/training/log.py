@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -16,11 +17,24 @@ from rich.progress import BarColumn, Progress, TextColumn
 from saltus.training.step import Reading, Step
 from saltus.training.writers import Writer
 
-__all__ = ["Log", "numbers"]
+__all__ = ["Log", "Screen", "numbers"]
 
 _PLAIN_SECONDS = 10.0  # between two lines where no bar can be drawn
 _WIDE = 100  # columns that hold the rate of samples too
 _SMOOTH = 0.8  # share of the past in a displayed term
+
+
+class Screen(Console):
+    """A terminal, or where standard output goes. When nobody reads it any more it is silent: a run does not
+    end because ``| head`` has seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing from now on."""
+        self.quiet = True
+        with suppress(OSError, ValueError):  # a stream without a file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
 
 
 class Log:
@@ -78,7 +92,7 @@ class Log:
         if every < 1:
             raise ValueError(f"every: expected at least 1 step between two lines, got {every}; 50 is usual")
         self._steps, self._batch, self._every, self._terms = steps, batch, every, terms
-        self._console = console if console is not None else Console(highlight=False)
+        self._console = console if console is not None else Screen(highlight=False)
         self._writer = writer
         self.seconds = self.waited = 0.0
         self._file: TextIO | None = None

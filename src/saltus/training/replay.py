@@ -8,7 +8,6 @@ weights as they are at that moment.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -116,7 +115,7 @@ def _time(t: float) -> str:
     >>> _time(0.25), _time(0.9999999403953552)
     ('0.25', '0.9999999403953552')
     """
-    return repr(t) if math.isfinite(t) and f"{t:.6g}" == "1" and t != 1.0 else f"{t:.6g}"
+    return repr(t) if 0.0 < abs(t - 1.0) < 5e-6 else f"{t:.6g}"
 
 
 def _rows(term: Term, draws: Draws, rng: Streams, bad: Tensor) -> list[tuple[int, dict[str, float]]]:

@@ -8,15 +8,17 @@
             log(step)
             run.after(step)
 
-Saving waits for a copy of the state; a thread writes it. Ctrl-C and SIGTERM are obeyed between two steps:
-the state is saved whole, then :class:`Stopped` leaves with the status that the shell expects.
+Saving waits for a copy of the state; a thread writes it. Ctrl-C, SIGTERM and the end of the terminal (SIGHUP,
+unless it is ignored, as nohup does) are obeyed between two steps: the state is saved whole, then
+:class:`Stopped` leaves with the status that the shell expects. A second signal leaves at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -87,12 +89,17 @@ class Run:
         self._every, self._meta, self._world, self._say = save_every, dict(meta), world, say
         self._number: int | None = None
         self._before: dict[int, Any] = {}
+        self._screens: list[int] = []
         self._fit: Fit | None = None
         self._averages: Mapping[str, EMA] = {}
 
     def __enter__(self) -> Run:
+        self._screens = [stream for stream in (1, 2) if os.isatty(stream)]
         with suppress(ValueError):  # only the main thread is told of signals
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._asked)
         return self
 
@@ -112,7 +119,12 @@ class Run:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         """A signal: note it for the end of the step; a second one does not wait for that."""
+        if number == signal.SIGHUP:
+            _mute(self._screens)
         if self._number is not None:
+            before = self._before.get(number)
+            if callable(before):
+                before(number, frame)
             raise KeyboardInterrupt
         self._number = number
 
@@ -170,3 +182,10 @@ class Run:
         meta = {**self._meta, "state": state.plain}
         self.checkpoints.save(self._fit.index, state.tensors, meta, score)
 
+
+def _mute(streams: Sequence[int]) -> None:
+    """What is printed from now on goes nowhere: the terminal is gone, and writing to it is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
