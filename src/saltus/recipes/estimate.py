@@ -22,7 +22,7 @@ from saltus.recipes.options import HELP
 from saltus.recipes.resolve import experiment
 from saltus.recipes.run import clock
 from saltus.report import Table
-from saltus.training.memory import forget_peak, free_memory, memory_now, memory_peak
+from saltus.training.memory import forget_peak, free_memory, memory_now, memory_peak, on_cuda
 
 __all__ = ["Estimate", "Pace", "estimate", "estimated"]
 
@@ -142,7 +142,7 @@ def estimated(made: Experiment, devices: int = 1) -> Estimate:
         return Estimate(grown, 0, None)
     forget_peak(device)
     pace = measured(made, rows)
-    if device.type in ("cuda",):
+    if on_cuda(device):
         return Estimate(grown, 0, pace)
     tensors = round(alone.at(max(pace.measured)))
     return Estimate(grown, max(0, memory_peak(device) - tensors - counting), pace)

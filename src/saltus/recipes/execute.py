@@ -38,6 +38,7 @@ from saltus.recipes.watch import conclude
 from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.training import Stopped
+from saltus.training.memory import on_cuda
 
 __all__ = ["check_place", "execute", "record", "show"]
 
@@ -101,7 +102,7 @@ def _model(made: Experiment, folder: Path) -> NetworkMap | None:
 def _memory(made: Experiment) -> str:
     """The peak of memory in words."""
     peak = read_json(made.folder / ENVIRONMENT, "environment").get(MEMORY, 0)
-    return size(float(peak)) + " of tensors" * (made.world.device.type in ("cuda",))
+    return size(float(peak)) + " of tensors" * on_cuda(made.world.device)
 
 
 def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:

@@ -26,6 +26,7 @@ from saltus.training.memory import (
     FORWARD,
     Tracker,
     gradients_labelled,
+    on_cuda,
     unallocated,
 )
 
@@ -138,8 +139,8 @@ def footprint(made: Experiment, devices: int = 1, rows: int | None = None) -> Me
     steps = max(made.training.steps, 8)
     training = replace(made.training, batch=rows * parts, steps=steps, machine=machine)
     made = _alone(replace(made, training=training))
-    with warnings.catch_warnings():  # copies of tensors without data ask for its place
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+    with warnings.catch_warnings():  # PyTorch asks tensors without data for its place, among others
+        warnings.simplefilter("ignore")
         stages = list(_stages(made))
     found = [_sharded(parts, gathered, rows, devices) for parts, gathered in stages]
     return max(found, key=lambda memory: memory.total)
@@ -216,7 +217,7 @@ def summary(memory: Memory) -> str:
 def _saved(made: Experiment, parts: Mapping[str, int]) -> Mapping[str, int]:
     """With the copy that a checkpoint is written from, if the same memory holds it."""
     saves = 0 < made.output.save_every < made.training.steps
-    if not saves or made.world.device.type not in ("cpu",):
+    if not saves or on_cuda(made.world.device):
         return parts
     return {**parts, SAVED: sum(parts.get(part, 0) for part in STATE)}
 

@@ -34,11 +34,13 @@ __all__ = [
     "is_out_of_memory",
     "memory_now",
     "memory_peak",
+    "on_cuda",
     "unallocated",
 ]
 
 FORWARD, DERIVATIVE, BACKWARD = "forward", "derivative", "backward"
 """Labels of what a step makes: in plain passes, within forward-mode derivatives, on the way back."""
+_CUDA = torch.device("cuda").type
 _CUDA_BLOCK = 512  # bytes; the caching allocator hands out multiples
 
 
@@ -160,12 +162,17 @@ def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
 
 def _size(tensor: Tensor, storage: torch.UntypedStorage) -> int:
     size = storage.nbytes()
-    return -(-size // _CUDA_BLOCK) * _CUDA_BLOCK if tensor.device.type in ("cuda",) else size
+    return -(-size // _CUDA_BLOCK) * _CUDA_BLOCK if on_cuda(tensor.device) else size
+
+
+def on_cuda(device: torch.device) -> bool:
+    """Whether memory is counted by the allocator of a CUDA device."""
+    return device.type == _CUDA
 
 
 def memory_now(device: torch.device) -> int:
     """Bytes that are in use: of tensors on a CUDA device, of the whole process in main memory on the CPU."""
-    if device.type in ("cuda",):
+    if on_cuda(device):
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/statm")
     if status.exists():
@@ -176,19 +183,19 @@ def memory_now(device: torch.device) -> int:
 def memory_peak(device: torch.device) -> int:
     """The most bytes in use since :func:`forget_peak`, or the start: of tensors on a CUDA device, of the
     whole process in main memory on the CPU. 0 where the system does not say."""
-    if device.type in ("cuda",):
+    if on_cuda(device):
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return 0
-    import resource  # not on Windows
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def forget_peak(device: torch.device) -> None:
     """Begin a new peak at what is in use now, where the system can: CUDA, and the CPU under Linux."""
-    if device.type in ("cuda",):
+    if on_cuda(device):
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
@@ -203,7 +210,7 @@ def free_memory(device: torch.device) -> int | None:
     On the CPU the least of what the machine has available, what the container allows and what the
     process may still address (``ulimit -v``).
     """
-    if device.type in ("cuda",):
+    if on_cuda(device):
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     found = [room for room in (_available(), _contained(), _addressable()) if room is not None]
@@ -235,10 +242,10 @@ def _contained() -> int | None:
 
 
 def _addressable() -> int | None:
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:
         return None
-    import resource
-
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     status = Path("/proc/self/statm")
     if limit == resource.RLIM_INFINITY or not status.exists():
