@@ -220,6 +220,8 @@ def test_an_evaluation_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
         (10, "ema 0.99"),
     ]
     assert rows[0]["lines"][0]["figures"] == {"energy": 0.25}
+    append(tmp_path, 10, "ema 0.9", [])
+    assert [row["weights"] for row in lines_of(tmp_path)] == ["ema 0.9", "ema 0.99", "ema 0.9"]
 
 
 def test_the_score_is_the_first_figure_at_the_fewest_steps() -> None:
