@@ -87,7 +87,7 @@ class CFG:
     def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         cond = _labelled(cond)
         if self.interval is not None:
-            bounds = t.new_tensor(self.interval).expand(len(t), 2)
+            bounds = torch.stack([torch.full_like(t, end) for end in self.interval], dim=1)
             cond = replace(cond, interval=bounds)
         w = like(_strength(cond, self.w, t), x)
         plain = cond if cond.w is None else replace(cond, w=torch.ones_like(cond.w))

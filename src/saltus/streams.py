@@ -116,7 +116,7 @@ class Streams:
 
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """Uniform int64 in [0, high), [B, *shape]."""
-        return (self._unit(name, shape) * high).long().clamp_(max=high - 1).to(self.device)
+        return (self._unit(name, shape) * high).long().clamp_(max=high - 1).to(self.device, non_blocking=True)
 
     def stratified(self, name: str) -> Tensor:
         """U(0, 1), [B], spread evenly over the global batch: a golden-ratio sequence in the global
@@ -126,4 +126,4 @@ class Streams:
 
     def permutation(self, name: str) -> Tensor:
         """A random order of the rows, int64 [B] (for couplings within a micro-batch)."""
-        return torch.argsort(self._unit(name, ())).to(self.device)
+        return torch.argsort(self._unit(name, ())).to(self.device, non_blocking=True)

@@ -17,6 +17,7 @@ __all__ = [
     "like",
     "per_row_norm2",
     "per_row_sum",
+    "placed",
     "sg",
     "upcast",
 ]
@@ -54,6 +55,12 @@ def per_row_norm2(x: Tensor) -> Tensor:
     tensor([25.])
     """
     return per_row_sum(upcast(x).square())
+
+
+def placed(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device, in a type if one is given. What comes from the host is sent without waiting for what the
+    device still has to do; what goes there is waited for, or its numbers would be read too early."""
+    return x.to(device=device, dtype=dtype or x.dtype, non_blocking=x.is_cpu)
 
 
 def upcast(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from saltus.interpolants import Interpolant
 from saltus.legs import Jump, Tableau, advance, slide, stages
 from saltus.states import PriorStates, State
 from saltus.streams import Streams
-from saltus.tensors import answered
+from saltus.tensors import answered, placed
 from saltus.times import PairLaw, linear_time
 from saltus.typing import Batch, Condition, FlowMap, Velocity
 
@@ -143,7 +143,7 @@ class Nodes:
                 f"nodes: expected rows in whole groups of {self.n}, got {len(place)} rows, the first of them "
                 f"sample {int(rng.index[0])}; use a batch that is a multiple of {self.n}"
             )
-        node = place.to(device=rng.device, dtype=rng.dtype)
+        node = placed(place, rng.device, rng.dtype)
         w = 1.0 - (node + rng.uniform("node") - 0.5) / self.n
         s = self.time(self.shift * w / (1.0 - w).clamp(min=torch.finfo(w.dtype).eps))
         s = torch.where(node == 0, torch.zeros_like(s), s)

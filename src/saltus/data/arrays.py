@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saltus.streams import Streams
-from saltus.tensors import check_finite
+from saltus.tensors import check_finite, placed
 from saltus.typing import Batch, Condition
 
 __all__ = ["ArrayData"]
@@ -105,10 +105,12 @@ class ArrayData:
     def __call__(self, rng: Streams) -> Batch:
         """The batch of a step: x0 from the stream "x0", x1 and its labels from the data."""
         rows = self.rows(rng)
-        at = rows.to(self.x.device)
-        x1 = self.x[at].to(device=rng.device, dtype=rng.dtype)
+        at = placed(rows, self.x.device)
+        x1 = placed(self.x[at], rng.device, rng.dtype)
         if self.x.dtype == torch.uint8:
             x1 = x1 / 127.5 - 1.0
-        label = None if self.labels is None else self.labels[rows.to(self.labels.device)].to(rng.device)
+        label = None
+        if self.labels is not None:
+            label = placed(self.labels[placed(rows, self.labels.device)], rng.device)
         x0 = self.prior * rng.normal_like("x0", x1)
         return Batch(x0, x1, None if label is None else Condition(label=label))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saltus.data.arrays import ArrayData
 from saltus.streams import Streams
-from saltus.tensors import check_finite
+from saltus.tensors import check_finite, placed
 from saltus.typing import Batch
 
 __all__ = ["Pairs"]
@@ -47,5 +47,5 @@ class Pairs:
 
     def __call__(self, rng: Streams) -> Batch:
         """The batch of a step, in the order of :class:`ArrayData`."""
-        rows = self.ends.rows(rng).to(self.x0.device)
-        return replace(self.ends(rng), x0=self.x0[rows].to(device=rng.device, dtype=rng.dtype))
+        rows = placed(self.ends.rows(rng), self.x0.device)
+        return replace(self.ends(rng), x0=placed(self.x0[rows], rng.device, rng.dtype))

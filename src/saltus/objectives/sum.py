@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saltus.streams import Streams
+from saltus.tensors import placed
 from saltus.typing import Batch, Draws, Objective, Term
 
 __all__ = ["Part", "Sum"]
@@ -72,7 +73,7 @@ class Sum:
                     f"sum: expected at least one row for part {part.name!r} with share {part.share}, got a "
                     f"batch of {len(rng.index)}; use a larger batch"
                 )
-            here = rows.to(batch.x0.device)
+            here = placed(rows, batch.x0.device)
             own = part.objective.draw(batch.rows(here), rng.rows(rows).named(part.name))
             draws[part.name] = {"rows": here, "of": own}
         return draws
