@@ -84,7 +84,11 @@ class World:
                 )
             device = torch.device(device.type, local)
             torch.cuda.set_device(device)
-        dist.init_process_group(_BACKENDS[device.type])
+        store, _, _ = next(dist.rendezvous("env://", rank, size))  # type: ignore[attr-defined]
+        # torchrun keeps one store over its restarts: the addresses in it are those of processes that are gone
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"saltus-{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(_BACKENDS[device.type], store=store, rank=rank, world_size=size)
         shape = (size,) if replicas == 1 else (replicas, size // replicas)
         names = ("replicate", "shard")[-len(shape) :]
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
