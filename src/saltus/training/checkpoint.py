@@ -157,7 +157,7 @@ class Checkpoints:
             return []
         names = [p.name for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink()]
         found = [int(name.removeprefix(_STEP)) for name in names if _NAME.fullmatch(name)]
-        return sorted(step for step in found if folder_of(step) in names)
+        return sorted({step for step in found if folder_of(step) in names})
 
     def open(self, step: int, verified: bool = False) -> Saved:
         """The checkpoint of a step.
@@ -172,7 +172,7 @@ class Checkpoints:
         folder = self.folder / folder_of(step)
         manifest = read_manifest(folder)
         if manifest.step != step:
-            raise ValueError(f"{folder}: its manifest says step {manifest.step}; somebody renamed it")
+            raise ValueError(f"{folder}: expected step {step}, got {manifest.step}; give it its name back")
         if not verified:
             verify(folder, manifest)
         return Saved(folder, manifest)
@@ -344,6 +344,7 @@ class Checkpoints:
 
 def _check_finite(copies: Mapping[str, Tensor]) -> None:
     for name, copy in copies.items():
+        dtype_name(copy, name)
         if copy.is_floating_point() and not bool(torch.isfinite(copy).all()):
             raise ValueError(f"NaN or infinity in {name}")
 
