@@ -23,7 +23,7 @@ from saltus.report import Table
 LINES = (
     "digits-lsd --steps 200",
     "mixture-mean_flow --batch 4096 --steps 200",
-    "checkerboard-lsd --backbone mlp --batch 65536 --steps 101",
+    "checkerboard-lsd --backbone mlp --batch 65536 --steps 8",
     "digits-psd --backbone unet --size tiny --batch 128 --steps 101",
     "digits-consistency_training --backbone unet --size small --batch 128 --steps 101",
     "digits-lsd --backbone dit --size small --batch 128 --precision float32 --steps 101",
@@ -71,7 +71,7 @@ def compare(line: str) -> list[str | float]:
         subprocess.run([sys.executable, "-m", "saltus.cli", "run", *words, *rest], check=True)
         shown = json.loads((folder / "environment.json").read_text())["memory_peak"]
         log = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    first, last = log[0], log[-1]
+    first, last = log[0] if len(log) > 1 else {"seconds": 0.0, "step": 0}, log[-1]
     took = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
     memory = [count / 2**20 for count in (tensors, process, shown)]
     return [line, *memory, process / shown, 1e3 * step, 1e3 * took, step / took]
