@@ -125,7 +125,7 @@ class Output:
     keep_last: int = 2
     """So many of the newest checkpoints stay."""
     keep_best: int = 1
-    """And so many of those with the best figure, where the run measures itself on the way."""
+    """And so many of those with the best figure: with --evaluate-every a run saves what it has measured."""
     grid_every: int | None = None
     """Draw samples every so many steps and at the last; 0 never, None an eighth of the run, at least 50."""
     evaluate_every: int = 0

@@ -110,7 +110,7 @@ def _play(made: Experiment, fit: Fit, kept: Mapping[str, EMA], folder: Path, run
                 model = _whole(made, kept)
                 score = watch(fit.index, model) if model is not None else None
             snapshot(made.training, kept, folder, fit.index, made.world)
-            run.after(step, score)
+            run.after(step, score, watch.measures(fit.index))
             if leads and time.monotonic() - drawn > PAGE_SECONDS:
                 with log.aside():
                     refresh(folder)

@@ -171,12 +171,13 @@ class Watch:
 
     def due(self, done: int) -> bool:
         """Whether there is something to do after ``done`` steps."""
-        return self._draws(done) or self._measures(done)
+        return self._draws(done) or self.measures(done)
 
     def _draws(self, done: int) -> bool:
         return self._on(self._grid, done)
 
-    def _measures(self, done: int) -> bool:
+    def measures(self, done: int) -> bool:
+        """Whether the weights are measured after ``done`` steps."""
         return self._on(self._evaluate, done)
 
     def _on(self, every: int, done: int) -> bool:
@@ -198,7 +199,7 @@ class Watch:
         with self._log.aside():
             if self._draws(done):
                 self._draw(done, model)
-            if self._measures(done):
+            if self.measures(done):
                 found = self._measure(done, model)
         self.seconds += time.monotonic() - begin
         return found

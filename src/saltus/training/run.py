@@ -87,6 +87,7 @@ class Run:
             keep_best=keep_best,
         )
         self._every, self._meta, self._world, self._say = save_every, dict(meta), world, say
+        self._best = keep_best
         self._number: int | None = None
         self._before: dict[int, Any] = {}
         self._screens: list[int] = []
@@ -153,12 +154,14 @@ class Run:
             restore(fit, averages, saved)
         return fit.index
 
-    def after(self, step: Step, score: float | None = None) -> None:
+    def after(self, step: Step, score: float | None = None, measured: bool = False) -> None:
         """What is to be done between two steps: save if it is time, and leave if somebody asked.
 
         Args:
             step: that was made.
-            score: of the weights as they are now, smaller is better; decides which checkpoints stay.
+            score: of the weights as they are now, smaller is better; decides which checkpoints stay. The
+                first process's counts.
+            measured: whether they have been measured; then it is time to save them, where the best stay.
 
         Raises:
             Stopped: after saving, when a signal came.
@@ -168,7 +171,8 @@ class Run:
         fit = self._fit
         assert fit is not None, "resume comes first"
         leave = self._world.agree(self._number is not None)
-        if leave or (self._every and fit.index % self._every == 0):
+        regular = self._every and fit.index % self._every == 0
+        if leave or regular or (measured and self._best):
             step.fetch()
             self.save(score)
         if leave:
