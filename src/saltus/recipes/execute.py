@@ -82,6 +82,7 @@ def execute(made: Experiment) -> list[Measured]:
             if world.leads:
                 done = f"after step {stop.step:,}, which is saved"
                 print(f"stopped {done}; the same command goes on from there", file=sys.stderr)
+                refresh(folder)
             raise
     return [] if model is None else _conclude(made, model, folder)
 

@@ -113,7 +113,7 @@ def _play(made: Experiment, fit: Fit, kept: Mapping[str, EMA], folder: Path, run
             run.after(step, score, watch.measures(fit.index))
             if leads and time.monotonic() - drawn > PAGE_SECONDS:
                 with log.aside():
-                    refresh(folder)
+                    refresh(folder, training=True)
                 drawn = time.monotonic()
 
 
@@ -138,9 +138,9 @@ def _whole(made: Experiment, kept: Mapping[str, EMA]) -> NetworkMap | None:
     return averaged if alone else gathered(averaged, made.world, _HOST)
 
 
-def refresh(folder: Path) -> None:
+def refresh(folder: Path, training: bool = False) -> None:
     """Draw the run's page again. It is drawn from files, and its failing is no reason to end a training."""
     try:
-        write_page(folder)
+        write_page(folder, training)
     except Exception as wrong:
         print(f"saltus: warning: no page of {folder}: {wrong}; the run goes on", file=sys.stderr)
