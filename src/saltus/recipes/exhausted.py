@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.memory import Growth, growth, rows_at_once, size, summary
-from saltus.training.memory import free_memory, is_out_of_memory
+from saltus.training.memory import free_memory, is_out_of_memory, on_cuda
 
 __all__ = ["explained", "explaining"]
 
-SPARE = 0.9
-"""The part of the free memory that a proposal may fill."""
+SPARE, LOADED = 0.9, 2**28
+"""The part of the free memory that a proposal may fill, and the bytes that the first step loads on a CPU."""
 
 
 @contextmanager
@@ -73,9 +73,10 @@ def _proposal(made: Experiment, grown: Growth, room: int) -> str:
     t, processes = made.training, made.world.size
     share = t.batch // processes
     now = t.machine.accumulate
+    space = SPARE * (room if on_cuda(made.world.device) else room - LOADED)
     for parts in range(now + 1, share + 1):
         rows = share // parts
-        if share % parts == 0 and grown.at(rows) <= SPARE * room:
+        if share % parts == 0 and grown.at(rows) <= space:
             less = size(grown.at(rows))
             smaller = rows * now * processes
             return f"--accumulate {parts} needs {less} for the same batch, --batch {smaller} as much"
