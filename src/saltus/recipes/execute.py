@@ -66,10 +66,10 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
 
 def execute(made: Experiment) -> list[Measured]:
     """Train or go on, draw, save and measure. All processes of a run call this; the first one writes."""
-    check_place(made)
     world, folder = made.world, made.folder
     with ExitStack() as stack:
-        if world.leads:
+        if world.leads:  # the others may come when files are half written
+            check_place(made)
             here = environment(world.device, world.size)
             ends = not made.output.skip_evaluation
             stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here, ends))
