@@ -37,7 +37,7 @@ from saltus.training import (
 )
 from saltus.training.stages import spans
 from saltus.training.state import State, restore, state_of
-from saltus.typing import Batch, Condition, Objective
+from saltus.typing import Batch, Condition, Draws, Objective, Term
 from saltus.weights import LearnedLogVariance
 
 METHODS = discover()
@@ -303,6 +303,38 @@ def test_players_that_move_rarely_and_often(tmp_path: Path) -> None:
         return lambda: torch.stack([p.detach().mean() for p in module.parameters()])
 
     check(lambda: begun(build), range(STEPS + 1), tmp_path)
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """A loss times a number."""
+
+    inner: Objective
+    factor: float
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        return self.inner.draw(batch, rng)
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        return {k: Term(v.value * self.factor, v.weight) for k, v in self.inner(batch, draws).items()}
+
+
+def test_a_stage_that_looks_at_an_artifact_when_it_begins(tmp_path: Path) -> None:
+    """It sees the numbers of the artifact, and not those that its network was made with."""
+
+    def build() -> tuple[nn.Module, Built]:
+        student = network(0)
+        loss = METHODS["flow_matching"].build(student)
+
+        def second(artifacts: Mapping[str, Artifact]) -> Objective:
+            frozen = artifacts["copy"]
+            assert isinstance(frozen, nn.Module)
+            return Times(loss, float(sum(p.abs().mean() for p in frozen.parameters())))
+
+        stages = (Stage("one", lambda _: loss, 1.0, {"copy": Freeze(student)}), Stage("two", second))
+        return student, Stages(stages)
+
+    check(lambda: begun(build), {4, 5}, tmp_path)
 
 
 def test_tied_weights_are_saved_once() -> None:

@@ -1,14 +1,13 @@
 """The saltus command in a process that kills itself, by SIGKILL, where it is told to.
 
-    python killed.py PHASE COUNT run gaussian-lsd --steps 100 ...
-
-PHASE names a point of the saving or of the end of a run; it is the COUNT-th time that the process comes there
-that counts. A PHASE that is a number kills that many seconds after training has begun, wherever it is then.
+A phase names a point of the saving or of the end of a run; it is the count-th time that the process comes
+there that counts. A phase that is a number kills so many seconds after training has begun, wherever it is.
 The process dies as it would by another's signal: nothing of it runs any more.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -64,13 +63,15 @@ def named(name: str) -> Callable[..., None]:
 
 
 def half_of_a_file(path: Path, *_: object) -> None:
-    os.truncate(path, path.stat().st_size // 2)
+    if LEFT == 1:
+        os.truncate(path, path.stat().st_size // 2)
     die()
 
 
 def half_of_a_folder(path: Path, *_: object, **__: object) -> None:
     if "-gone-" in path.name:
-        sorted(path.iterdir())[0].unlink()
+        if LEFT == 1:
+            sorted(path.iterdir())[0].unlink()
         die()
 
 
@@ -108,10 +109,33 @@ def later(seconds: float) -> None:
     run.Run.resume = resume  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    phase, LEFT = sys.argv[1], int(sys.argv[2])
+def play(phase: str, count: int, options: list[str]) -> int:
+    """The command, until it is killed."""
+    global LEFT
+    LEFT = count
     if phase in PHASES:
         PHASES[phase]()
     else:
         later(float(phase))
-    sys.exit(main(sys.argv[3:]))
+    return main(options)
+
+
+def serve() -> None:
+    """Play what comes in, a line of JSON each: [phase, count, options, file for what it prints]; the answer
+    is the exit status. Each is a process of its own, which need not import PyTorch again."""
+    for line in sys.stdin:
+        phase, count, options, said = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            sys.argv[1:] = options
+            handle = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            status = play(phase, count, options)
+            sys.stdout.flush()
+            os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -8,9 +8,10 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -32,24 +33,40 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 SCRIPT = Path(__file__).with_name("killed.py")
 
 
-def started(words: Sequence[str], out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *words, "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-
-
 def finish(options: Sequence[str], out: Path) -> str:
     """The command itself, to its end."""
-    done = started(["-m", "saltus", *options], out)
+    command = [sys.executable, "-m", "saltus", *options, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def kill(phase: str, count: int, options: Sequence[str], out: Path) -> str:
-    """The command until it is killed; what is then there."""
-    done = started([str(SCRIPT), phase, str(count), *options], out)
-    assert done.returncode == -9, f"{phase}: {done.returncode}, {done.stdout[-300:]} {done.stderr[-600:]}"
-    assert not done.stderr, done.stderr
-    return found(out)
+Kill = Callable[[str, int, Sequence[str], Path], str]
+
+
+@pytest.fixture(scope="module")
+def kill() -> Iterator[Kill]:
+    """Plays the command until it is killed; what is then there."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def play(phase: str, count: int, options: Sequence[str], out: Path) -> str:
+            said = out.with_name("said")
+            order = [phase, count, [*options, "--out", str(out)], str(said)]
+            server.stdin.write(json.dumps(order) + "\n")  # type: ignore[union-attr]
+            server.stdin.flush()  # type: ignore[union-attr]
+            status = int(server.stdout.readline())  # type: ignore[union-attr]
+            assert status == -signal.SIGKILL, f"{phase}: status {status}, {said.read_text()[-900:]}"
+            return found(out)
+
+        yield play
+        server.stdin.close()
 
 
 def found(out: Path) -> str:
@@ -112,52 +129,52 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return ran
 
 
-def goes_on(phases: Sequence[str], truth: Path, out: Path, options: Sequence[str] = PLAIN) -> None:
+def goes_on(phases: Sequence[str], kill: Kill, truth: Path, out: Path) -> None:
     """One run killed in all these phases, one after another."""
     before = -1
     for phase in phases:
-        here = kill(phase, 1 if before < 0 else 2 if phase in SAVING else 1, options, out)
+        here = kill(phase, 2 if phase in SAVING else 1, PLAIN, out)
         steps = Checkpoints(out / "checkpoints").steps()
         newest = Checkpoints(out / "checkpoints").newest()
         assert (newest.step if newest else -1) >= before, "a checkpoint was lost"
         before = newest.step if newest else -1
         print(f"killed: {phase}; found: {here}, checkpoints {steps}")
-    finish(options, out)
+    finish(PLAIN, out)
     same(out, truth)
 
 
 SAVING = tuple(PHASES)[: tuple(PHASES).index("last step")]
 
 
-def test_killed_in_the_crucial_phases(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
-    goes_on(CRUCIAL, undisturbed("plain"), tmp_path / "run")
+def test_killed_in_the_crucial_phases(undisturbed: Callable[[str], Path], kill: Kill, tmp_path: Path) -> None:
+    goes_on(CRUCIAL, kill, undisturbed("plain"), tmp_path / "run")
 
 
 @pytest.mark.all
-def test_killed_in_every_phase(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
-    goes_on(tuple(PHASES), undisturbed("plain"), tmp_path / "run")
+def test_killed_in_every_phase(undisturbed: Callable[[str], Path], kill: Kill, tmp_path: Path) -> None:
+    goes_on(tuple(PHASES), kill, undisturbed("plain"), tmp_path / "run")
 
 
 @pytest.mark.all
-def test_killed_at_random_moments(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+def test_killed_at_random_moments(undisturbed: Callable[[str], Path], kill: Kill, tmp_path: Path) -> None:
     """Twenty and more times over one training, until training is over."""
     draw, out, hit = random.Random(0), tmp_path / "run", dict[str, int]()
-    options = [*PLAIN[:-1], "0.99", "--steps", "20000", "--save-every", "20"]
+    options = [*PLAIN, "--steps", "4000", "--save-every", "10"]
     truth = tmp_path / "truth"
     finish(options, truth)
-    for k in range(22):
-        here = kill(f"{draw.uniform(0.05, 1.0):.3f}", 1, options, out)
+    for k in range(24):
+        here = kill(f"{draw.uniform(0.02, 0.25):.3f}", 1, options, out)
         hit[here] = hit.get(here, 0) + 1
         print(f"kill {k}: {here}, checkpoints {Checkpoints(out / 'checkpoints').steps()}")
     print(f"phases that random kills have hit: {hit}")
     said = finish(options, out)
-    assert re.search(r"going on with gaussian-lsd after step [\d,]+ of 20,000", said)
+    assert re.search(r"going on with gaussian-lsd after step [\d,]+ of 4,000", said)
     same(out, truth)
 
 
 @pytest.mark.all
 def test_killed_while_a_teacher_and_its_student_learn(
-    undisturbed: Callable[[str], Path], tmp_path: Path
+    undisturbed: Callable[[str], Path], kill: Kill, tmp_path: Path
 ) -> None:
     """The first three are the teacher's, and so is the fourth, which ends its training."""
     phases = ("shard half written", "renamed, not pruned", "weights beside their place")

@@ -134,7 +134,7 @@ CRAFTED: dict[str, Change] = {
     "manifest empty": text(""),
     "manifest truncated": lambda folder: rewrite(folder / MANIFEST, lambda c: c[: len(c) // 2]),
     "manifest of a byte flipped": lambda folder: rewrite(
-        folder / MANIFEST, lambda c: c.replace(b'"step": 3', b'"step": 2')
+        folder / MANIFEST, lambda c: c.replace(b'[1, null, "x"]', b'[2, null, "x"]')
     ),
     "manifest not UTF-8": lambda folder: rewrite(folder / MANIFEST, lambda c: b"\xff" + c),
     "manifest deep": text("[" * 200_000),

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from saltus.training.shards import Part, Whole, sha256_of, size_of
 
@@ -114,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         with path.open(encoding="utf-8") as file:
-            return _parsed(json.loads(file.read(_MOST_BYTES), parse_constant=_refuse))
+            return _parsed(json.loads(file.read(_MOST_BYTES)))
     except _WRONG as wrong:
         why = f"{type(wrong).__name__} {' '.join(str(wrong).split())[:200]}"
         raise ValueError(
@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _parsed(value: Any) -> Manifest:  # noqa: ANN401 - whatever the file holds
     if value["version"] != _VERSION:
         raise ValueError(f"version {str(value['version'])[:20]}, this saltus reads {_VERSION}")
-    if value[_SELF] != hash_of(value):
+    if value[_SELF] != hash_of(value):  # which is a ValueError for NaN and infinity
         raise ValueError("another content than its own hash says")
     files = {name: File(_count(f["bytes"]), str(f["sha256"])) for name, f in value["files"].items()}
     strange = [name for name in files if not _SHARD.fullmatch(name)]
@@ -176,10 +176,6 @@ def _overlap(parts: tuple[Part, ...]) -> bool:
                 return True
         open_.append(part)
     return False
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} where a number belongs")
 
 
 def _count(value: object) -> int:
