@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=8
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs names bench clean
+.PHONY: help install demo test test-all lint format docs faults names bench clean
 
 help:
 	@echo "make demo      install, train a flow map on real digits, show one-step samples (minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-all  the long training runs as well"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      rewrite the generated tables; make names: the snapshot of public names"
+	@echo "make faults    bring about every bad situation and rewrite docs/faults.md (ten minutes)"
 	@echo "make bench     time of a training step of every method; time of the import"
 
 # The stamp makes a second call quick. torch comes first and only if the environment has none, so
@@ -51,6 +52,9 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/faults.py
 
 names: $(READY)
 	$(BIN)/python tests/ratchets.py --write-names

@@ -56,7 +56,8 @@ def _fix(made: Experiment, fit: Fit, why: Cause, done: int) -> str:
     anew = f"begin anew with {' or '.join(other)}"
     skip = t.machine.skip_nonfinite
     if skip:
-        return f"{skip:,} such moves were skipped already; {anew}"
+        before = f"{skip:,} such moves were" if skip > 1 else "1 such move was"
+        return f"{before} skipped already; {anew}"
     if why.weights:
         return anew
     again = "goes on from there without" if done else "does without"

@@ -122,13 +122,24 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except ValueError:
+            if error is None:  # one fault is told at a time
+                raise
 
     def close(self) -> None:
-        """Leave the terminal as it was and close the file."""
+        """Leave the terminal as it was and close the file.
+
+        Raises:
+            ValueError: if its last lines could not be written.
+        """
         self._progress.stop()
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as wrong:
+                raise _unwritten(wrong) from None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -183,10 +194,7 @@ class Log:
             try:
                 self._file.write(json.dumps(row, allow_nan=False) + "\n")
             except OSError as error:
-                raise ValueError(
-                    f"metrics.jsonl: expected to append a line, got {error.strerror}; "
-                    "free some room and resume"
-                ) from None
+                raise _unwritten(error) from None
         if self._writer is not None:
             self._writer.scalars(step.index + 1, numbers(row))
 
@@ -213,6 +221,12 @@ class Log:
         elif now - self._last_plain >= _PLAIN_SECONDS or done == self._steps:
             self._last_plain = now
             self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _unwritten(error: OSError) -> ValueError:
+    return ValueError(
+        f"metrics.jsonl: expected to append a line, got {error.strerror}; free some room and resume"
+    )
 
 
 def numbers(row: Mapping[str, object]) -> dict[str, float]:

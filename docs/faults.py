@@ -1,0 +1,92 @@
+"""Bring about every bad situation and write ``docs/faults.md``: what was said, how it ended, what was lost.
+
+python docs/faults.py            writes the table; exit status 1 if something was not as it should be
+python docs/faults.py WORD ...   only situations whose titles hold one of the words, to the terminal
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+import tempfile
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "end_to_end"))
+
+from kit import Kit, Ran, tolerant_remove  # noqa: E402
+from situations import ALL, Situation, Told  # noqa: E402
+
+HEAD = """\
+# When something goes wrong
+
+Written by `make faults`, which brings about each situation for real: the command runs in a process of its
+own (forked from one that has imported PyTorch), in a folder of its own; the fault is a real signal, a full
+file system, a damaged file. What it said is standard error, word for word but for paths, process ids and
+amounts of free memory. What was lost was found out by hashing all files before and after, or by giving the
+same command again and comparing the weights that it ends with to those of a run that nothing disturbed, byte
+for byte, on a CPU.
+
+`RUN` stands for `{run}`.
+{count} situations.
+"""
+
+
+def line(ran: Ran, root: Path) -> str:
+    """What a command said, without what differs from day to day."""
+    said = [text.strip("│╭╮╰╯─ ") for text in ran.lines]
+    text = "\n".join(part for part in said if part)
+    text = re.sub(rf"{re.escape(str(root))}(/\d+)?", "TMP", text)
+    text = re.sub(r"process \d+ on \S+", "process 123 on HOST", text)
+    text = re.sub(r"[\d.]+ [KMG]iB were free", "950 MiB were free", text)
+    return re.sub(r"after step (?!30\b|40\b)\d+, which is saved", "after step 21, which is saved", text)
+
+
+def row(one: Situation, told: Told, root: Path) -> str:
+    """A row of the table."""
+    from kit import RUN
+
+    command = told.command or f"saltus {' '.join(told.ran.args)}"
+    command = command.replace(f"saltus {' '.join(RUN)}", "RUN")
+    status = told.ran.status if told.ran.status >= 0 else 128 - told.ran.status
+    said = "<br>".join(html.escape(part, quote=False) for part in line(told.ran, root).splitlines())
+    cells = (one.title, f"`{command}`", said or "(nothing)", str(status), told.lost)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(words: list[str]) -> int:
+    """Run them, write the table."""
+    from kit import RUN
+
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    kit, failed, text = Kit(root / "kit"), 0, HEAD.format(run=f"saltus {' '.join(RUN)}", count=len(ALL))
+    chosen = [one for one in ALL if not words or any(word.lower() in one.title.lower() for word in words)]
+    for group, members in groupby(chosen, key=lambda one: one.group):
+        text += f"\n## {group}\n\n| situation | command | what it said | exit status | what was lost |\n"
+        text += "| --- | --- | --- | --- | --- |\n"
+        for one in members:
+            why = one.needs()
+            if why:
+                text += f"| {one.title} | | not brought about here: {why} | | |\n"
+                continue
+            kit.fresh()
+            try:
+                text += row(one, one.act(kit), root / "kit") + "\n"
+                print(f"as it should be: {one.title}", file=sys.stderr)
+            except AssertionError as wrong:
+                failed += 1
+                print(f"NOT as it should be: {one.title}\n{wrong}", file=sys.stderr)
+    kit.close()
+    tolerant_remove(root)
+    if words:
+        print(text)
+    elif not failed:
+        (ROOT / "docs" / "faults.md").write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
