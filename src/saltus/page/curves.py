@@ -54,6 +54,7 @@ class History:
         loss: the last of the first player.
         stages: name and first logged step of each stage.
         skipped: lines that could not be read.
+        left_out: moves that training left out because they were not finite.
     """
 
     terms: dict[str, dict[str, Curve]] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class History:
     loss: float | None = None
     stages: tuple[tuple[str, int], ...] = ()
     skipped: int = 0
+    left_out: int = 0
 
 
 def finite(value: object) -> float | None:
@@ -221,6 +223,7 @@ def read_history(path: Path) -> History:
         loss=finite(last.get("loss")),
         stages=tuple(stages),
         skipped=wrong,
+        left_out=int(finite(kept[-1].get("skipped")) or 0) if kept else 0,
     )
 
 

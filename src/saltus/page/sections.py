@@ -54,6 +54,8 @@ def _facts(run: RunFiles) -> Markup:
     if h.step or total:
         whole = f"of {total:,}" if total and total != h.step else ""
         facts.append(_fact("steps", f"{h.step:,}", whole))
+    if h.left_out:
+        facts.append(_fact("skipped", f"{h.left_out:,}", "not finite"))
     if h.seconds:
         facts.append(_fact("trained for", clock(h.seconds)))
     if run.state.training and total and h.pace:

@@ -249,9 +249,10 @@ class Checkpoints:
         if self._failed is not None:
             wrong, self._failed = self._failed, None
             why = wrong.strerror if isinstance(wrong, OSError) and wrong.strerror else wrong
+            mend = "free some room or mend the permissions, and " if isinstance(wrong, OSError) else ""
             raise ValueError(
                 f"{self.folder}: expected to save a checkpoint here, got {why}; those before it are whole: "
-                "free some room or mend the permissions, and the same command goes on from the newest"
+                f"{mend}the same command goes on from the newest"
             ) from wrong
 
     def _copied(self, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
@@ -346,7 +347,7 @@ def _check_finite(copies: Mapping[str, Tensor]) -> None:
     for name, copy in copies.items():
         dtype_name(copy, name)
         if copy.is_floating_point() and not bool(torch.isfinite(copy).all()):
-            raise ValueError(f"NaN or infinity in {name}")
+            raise ValueError(f"NaN or infinity in {name} (lower the learning rate, or clip the gradient)")
 
 
 def _put(path: Path, text: str) -> None:
