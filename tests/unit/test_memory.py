@@ -65,6 +65,7 @@ def allocated(made: Experiment, folder: Path) -> int:
         last = made.training.steps
         for index in range(last) if steps.length < last else (0, 1, last // 2, last - 2):
             steps.index = index
+            gc.collect()
             next(steps)
             for average in kept.values():
                 average.update()

@@ -22,7 +22,7 @@ from saltus.recipes.options import HELP
 from saltus.recipes.resolve import experiment
 from saltus.recipes.run import clock
 from saltus.report import Table
-from saltus.training.memory import forget_peak, free_memory, memory_now, memory_peak, on_cuda
+from saltus.training.memory import forget_peak, free_memory, memory_now, memory_peak, on_cuda, unallocated
 
 __all__ = ["Estimate", "Pace", "estimate", "estimated"]
 
@@ -131,9 +131,10 @@ def estimated(made: Experiment, devices: int = 1) -> Estimate:
     """Count the memory of a training and measure its pace here."""
     device = made.world.device
     before = memory_now(device)
+    unallocated()
+    counting = memory_now(device) - before  # what it has loaded, and a run does not
     grown = growth(made, devices)
     gc.collect()
-    counting = memory_now(device) - before  # what the counting itself has loaded
     rows, room = grown.memory.rows, free_memory(device)
     alone = grown if devices == 1 else growth(made, rows=rows)  # here all weights are on one device
     if room is not None:

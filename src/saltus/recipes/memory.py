@@ -6,6 +6,7 @@ and backward passes included. Only the batches and the draws are real.
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,7 @@ PARTS = {
 
 STATE = (STUDENT, AVERAGES, CRITIC, COPIES, OPTIMISER)
 SHARDED = (STUDENT, AVERAGES, TEACHER, CRITIC, COPIES, OPTIMISER, GRADIENTS, SAVED)
+_PASSING = (FORWARD, DERIVATIVE, BACKWARD)
 _STEPS = 64  # so many steps at most are looked through for a turn of every player
 
 
@@ -187,8 +189,7 @@ def _stages(made: Experiment) -> Iterator[tuple[Mapping[str, int], int]]:
             playing = game if stage is None else stage.build(artifacts)
             assert isinstance(playing, Game)
             steps = made.fit(student, playing)
-        _play(steps, kept, tracker)
-        yield _saved(made, tracker.at_peak), gathered
+        yield _saved(made, _play(steps, kept, tracker)), gathered
         if stage is not None:
             with making(COPIES, allocated=True):
                 artifacts |= {name: make() for name, make in stage.produce.items()}
@@ -234,14 +235,15 @@ def _taught(made: Experiment) -> Experiment:
     return replace(made, teacher=replace(teacher, run=replace(run, model=model)))
 
 
-def _play(steps: Fit, kept: list[EMA], tracker: Tracker) -> None:
-    """A step to make the optimisers' states, then some whose peak is kept, until each player has moved: at
-    the beginning, in the middle and near the end, since schedules may change what a step does."""
+def _play(steps: Fit, kept: list[EMA], tracker: Tracker) -> Mapping[str, int]:
+    """The parts of the peak of some steps, after one that makes the optimisers' states: at the beginning, in
+    the middle and near the end, since schedules may change what a step does, until each player has moved."""
     tracker.label = None
     everyone = {id(p): p for player in steps.players for p in player.parameters}
     last = steps.length - 2  # after the last of a stage somebody looks at the numbers, and there are none
-    waiting = {player.move.name for player in steps.players}
+    found: list[dict[str, int]] = []
     with tracker, gradients_labelled(tracker, everyone.values(), GRADIENTS):
+        waiting = {player.move.name for player in steps.players}
         for index in range(min(last, _STEPS)):
             steps.index = index
             waiting -= set(next(steps).moved)
@@ -249,15 +251,20 @@ def _play(steps: Fit, kept: list[EMA], tracker: Tracker) -> None:
                 break
         for player in steps.players:
             tracker.relabel(_state(player.optimizer), OPTIMISER)
-        tracker.forget()
         waiting = {player.move.name for player in steps.players}
         for index in (1, steps.length // 2, last, *range(2, min(last, _STEPS))):
+            if len(found) >= 3 and not waiting:
+                break
+            gc.collect()  # circles of references that earlier steps have left: when they go is chance
+            left = tracker.by_label  # PyTorch keeps some tensors without data; real ones are let go
+            tracker.forget()
             steps.index = index
             waiting -= set(next(steps).moved)
             for average in kept:
                 average.update()
-            if not waiting and index == last:
-                return
+            parts = tracker.at_peak.items()
+            found.append({k: size - left.get(k, 0) * (k in _PASSING) for k, size in parts})
+    return max(found, key=lambda parts: sum(parts.values()))
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
