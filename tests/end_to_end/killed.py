@@ -1,7 +1,7 @@
 """The saltus command in a process that kills itself, by SIGKILL, where it is told to.
 
 A phase names a point of the saving or of the end of a run; it is the count-th time that the process comes
-there that counts. A phase that is a number kills so many seconds after training has begun, wherever it is.
+there that counts. A phase that is a number kills so many steps after the run has gone on, at any moment.
 The process dies as it would by another's signal: nothing of it runs any more.
 """
 
@@ -96,17 +96,20 @@ PHASES: dict[str, Callable[[], None]] = {
 }
 
 
-def later(seconds: float) -> None:
-    """Kill so many seconds after the run has found where it goes on."""
-    begun = vars(run.Run)["resume"]
+def later(moment: float) -> None:
+    """Kill so many steps after the run has gone on, and the fraction of 40 ms later, wherever it is then."""
+    steps, begun = 0, vars(run.Run)["after"]
 
-    def resume(*args: Any) -> Any:  # noqa: ANN401
-        timer = threading.Timer(seconds, die)
-        timer.daemon = True
-        timer.start()
-        return begun(*args)
+    def after(*args: Any, **options: Any) -> None:  # noqa: ANN401
+        nonlocal steps
+        if steps == int(moment):
+            timer = threading.Timer(0.04 * (moment % 1.0), die)
+            timer.daemon = True
+            timer.start()
+        steps += 1
+        begun(*args, **options)
 
-    run.Run.resume = resume  # type: ignore[method-assign]
+    run.Run.after = after  # type: ignore[method-assign]
 
 
 def play(phase: str, count: int, options: list[str]) -> int:

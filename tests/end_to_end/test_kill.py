@@ -163,7 +163,7 @@ def test_killed_at_random_moments(undisturbed: Callable[[str], Path], kill: Kill
     truth = tmp_path / "truth"
     finish(options, truth)
     for k in range(24):
-        here = kill(f"{draw.uniform(0.02, 0.25):.3f}", 1, options, out)
+        here = kill(f"{draw.uniform(0.0, 90.0):.3f}", 1, options, out)
         hit[here] = hit.get(here, 0) + 1
         print(f"kill {k}: {here}, checkpoints {Checkpoints(out / 'checkpoints').steps()}")
     print(f"phases that random kills have hit: {hit}")
