@@ -18,6 +18,7 @@ from saltus.recipes.doctor import counted
 from saltus.recipes.execute import check_place, execute
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import CHECKPOINTS
+from saltus.recipes.memory import footprint, summary
 from saltus.recipes.occupied import goes_on
 from saltus.recipes.optimisation import planned
 from saltus.recipes.options import HELP
@@ -118,6 +119,7 @@ def _preview(made: Experiment) -> float:
         first, *more = textwrap.wrap(how, 64)
         print(f"  {what:<12} {first}", *more, sep=f"\n{17 * ' '}")
     print(f"  precision    {steps.players[0].precision.value}, {counted(torch.get_num_threads(), 'thread')}")
+    print(f"  memory       {summary(footprint(made))}")
     whole = each * made.training.steps
     print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, measured now)")
     return whole
