@@ -84,15 +84,15 @@ def execute(made: Experiment) -> list[Measured]:
                 print(f"stopped {done}; the same command goes on from there", file=sys.stderr)
                 refresh(folder)
             raise
-    return [] if model is None else _conclude(made, model, folder)
+        # in the folder still: nobody else may begin in it while it is drawn and measured
+        return [] if model is None else _conclude(made, model, folder)
 
 
 def _model(made: Experiment, folder: Path) -> NetworkMap | None:
     """The trained map, in the first process: of now, or of a process that ended before it had drawn it."""
-    if not (folder / WEIGHTS).exists():
+    if not made.world.tell((folder / WEIGHTS).exists()):  # what one process sees, another may not see yet
         with explaining(made):
             return train(made, folder)
-    made.world.barrier()
     if not made.world.leads:
         return None
     if not made.output.quiet:
@@ -128,7 +128,7 @@ def _taught(made: Experiment, place: Path) -> Experiment:
     first, leads = made.first, made.world.leads
     assert first is not None
     loud = leads and not made.output.quiet
-    if not finished(place, evaluated=False):
+    if not made.world.tell(finished(place, evaluated=False)):
         if leads:
             place.mkdir(exist_ok=True)
             write_json(place / OPTIONS, first.options())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from saltus.recipes.folder import (
-    CHECKPOINTS,
     ENVIRONMENT,
     EVALUATION,
     OPTIONS,
@@ -116,8 +115,9 @@ def occupied(
 ) -> Iterator[None]:
     """The run's folder for this process alone, with its options and its environment in it.
 
-    A run that is to be replaced waits in a hidden folder beside until the new one is finished. If the context
-    ends with an error before anything was saved, the folder is as it was before.
+    A run that is to be replaced waits in a hidden folder beside until the new one is trained. If the context
+    ends with an error before anything was saved, the folder is as it was before. If a process was killed
+    while it moved a run, the run is put together again first; then it is decided what may be done with it.
 
     Raises:
         ValueError: as :func:`check_free`, or because another process is at work in the folder.
@@ -132,15 +132,19 @@ def occupied(
     aside = folder.parent / f".{folder.name}.replaced"
     try:
         with locked(folder):
+            if _half(aside).exists() or not _others(folder):
+                _put_back(folder, aside)
             check_free(folder, options, overwrite, evaluated=evaluated)
             try:
                 _begin(folder, aside, options, environment, goes_on(folder, options, evaluated))
                 yield
             except BaseException:
-                if not _worth(folder):
+                if not _half(aside).exists() and not _worth(folder):
                     _empty(folder)
-                    if aside.exists():
-                        _move(aside, folder)
+                if _half(aside).exists() or not _others(folder):
+                    _put_back(folder, aside)
+                elif (folder / WEIGHTS).exists():
+                    shutil.rmtree(aside, ignore_errors=True)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
@@ -161,13 +165,13 @@ def _begin(
     for path in folder.rglob(".*"):
         if _LEFT.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
-    half = aside.with_name(f"{aside.name}.part")
-    if half.exists() or (_others(folder) and not going_on):
-        if aside.exists():  # holds a run already, which this unfinished one was to replace
-            _empty(folder)
+    if _others(folder) and not going_on:
+        if aside.exists() and not (folder / WEIGHTS).exists():
+            _empty(folder)  # aside is a run that this one was to replace, and did not live to do
         else:
-            _move(folder, half)  # or the rest, if a process was killed while it did this
-            half.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # replaced by the trained run that is here now
+            _move(_others(folder), _half(aside))
+            _half(aside).rename(aside)
     try:
         if going_on and (folder / ENVIRONMENT).exists():
             before = read_json(folder / ENVIRONMENT, "environment")
@@ -189,8 +193,10 @@ def _others(folder: Path) -> list[Path]:
 
 
 def _worth(folder: Path) -> bool:
-    """Whether something was saved from which one could go on, here or in a teacher's folder below."""
-    return any(any(folder.rglob(what)) for what in (WEIGHTS, f"{CHECKPOINTS}/step-*"))
+    """Whether something was saved from which one could go on, here, in a teacher's folder below, or where
+    somebody has put it by."""
+    found = (path.relative_to(folder).parts for path in folder.rglob(f"*{Path(WEIGHTS).suffix}"))
+    return any(not any(part.startswith(".") for part in parts) for parts in found)
 
 
 def _empty(folder: Path) -> None:
@@ -201,9 +207,23 @@ def _empty(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _move(source: Path, target: Path) -> None:
+def _half(aside: Path) -> Path:
+    """Where a run is while it is moved aside or back."""
+    return aside.with_name(f"{aside.name}.part")
+
+
+def _put_back(folder: Path, aside: Path) -> None:
+    """Move a run that was moved aside, whole or in part, back into its folder; what says that a run is there
+    goes first."""
+    half = _half(aside)
+    if aside.is_dir() and not half.exists():
+        aside.rename(half)
+    if half.is_dir():
+        _move(reversed(_others(half)), folder)
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _move(paths: Iterable[Path], target: Path) -> None:
     target.mkdir(exist_ok=True)
-    for path in _others(source):
+    for path in paths:
         path.rename(target / path.name)
-    if not any(source.iterdir()):
-        source.rmdir()
