@@ -18,7 +18,8 @@ from saltus.recipes.folder import EVALUATION, SAMPLES, WEIGHTS
 from saltus.recipes.occupied import occupied
 from saltus.training import locked
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 FILES = (WEIGHTS, SAMPLES, EVALUATION, "metrics.jsonl")
 
 
@@ -79,7 +80,7 @@ def test_a_run_that_replaces_another_may_be_killed_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before each change on the disk: either command then finds the old run whole, or the new one begun."""
-    for n in range(1, 40):
+    for n in range(1, 26):
         folder = tmp_path / str(n) / "run"
         made(folder, 1.0, "old")
         old = contents(folder)
