@@ -28,7 +28,8 @@ def load(
     """A trained flow map, ready to sample: from a run folder, or from a weights file alone.
 
     It needs neither the recipe nor its data, runs nothing that is in the file, and reads it strictly. By
-    default the weights are the average that the run evaluated; at most one of the options chooses others.
+    default the weights are the average that the run evaluated; at most one of the options chooses others. Of
+    a run that still trains or was stopped they are those of its newest whole checkpoint.
 
     Args:
         path: of the folder or the file (``saltus export`` writes the smallest).
@@ -38,8 +39,9 @@ def load(
 
     Returns:
         The map in evaluation mode on the CPU, ``.model``, with ``.sample(n, steps, seed, label, w)``,
-        ``.noise(n, seed)``, ``.shape``, ``.interpolant`` and the method's ``.card``. Move it with
-        ``.model.to(device)``; samples and noise follow.
+        ``.noise(n, seed)``, ``.shape``, ``.interpolant``, the method's ``.card``, and ``.after``, the steps
+        done so far by a run that is not finished, None for others. Move it with ``.model.to(device)``;
+        samples and noise follow.
 
     Raises:
         ValueError: for a file that is absent, damaged, of another kind, or without these weights.
@@ -58,4 +60,4 @@ def load(
     from saltus.recipes.averages import Choice
     from saltus.recipes.opened import open_run
 
-    return open_run(Path(path), Choice(ema, raw, sigma_rel))
+    return open_run(Path(path), Choice(ema, raw, sigma_rel), unfinished=True)

@@ -55,7 +55,7 @@ COMMANDS = (
     Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run", True),
     Command("distill", "train a student: saltus distill TEACHER", "saltus.recipes.distill", "distill", True),
     Command("estimate", "memory and time of a run", "saltus.recipes.estimate", "estimate", True),
-    Command("sample", "draw samples from a finished run", "saltus.recipes.finished", "sample"),
+    Command("sample", "draw samples from a run", "saltus.recipes.finished", "sample"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
     Command("ema", "form an average of the weights of any length", "saltus.recipes.exported", "ema"),
     Command("export", "one set of weights in one file", "saltus.recipes.exported", "export"),

@@ -27,7 +27,8 @@ OutFile = Annotated[Path, conf.arg(metavar="OUT")]
 def export(run: conf.Positional[RunPath], out: conf.Positional[OutFile], weights: Choice = Choice()) -> None:
     """Write one set of a run's weights to a file of its own, with what it takes to build the network.
 
-    saltus.load, saltus sample and saltus distill take the file in place of the run folder.
+    saltus.load, saltus sample and saltus distill take the file in place of the run folder. Of a run that is
+    not finished the weights are those of its newest checkpoint.
 
     examples:
       saltus export runs/digits-lsd digits.safetensors
@@ -38,7 +39,7 @@ def export(run: conf.Positional[RunPath], out: conf.Positional[OutFile], weights
         out: A name that ends in .safetensors.
         weights: Which of the weights that the run kept.
     """
-    write(open_run(run, weights), out)
+    write(open_run(run, weights, unfinished=True), out)
 
 
 def ema(
@@ -77,10 +78,10 @@ def write(done: Finished, out: Path) -> None:
     check_out(out, (SUFFIX,))
     if out.resolve() == done.weights.resolve():
         raise ValueError(f"out {out}: expected another file than the run's own; choose another name")
-    meta = dict(read_header(done.weights).meta)
     name = RAW if done.which == RAW else EVALUATED
-    save_weights(out, {name: done.model}, {**meta, "weights": {name: dict(done.facts)}})
-    print(f"weights  {out}: {done.name}, {done.which}, {out.stat().st_size / 1e6:.3g} MB")
+    save_weights(out, {name: done.model}, {**done.meta, "weights": {name: dict(done.facts)}})
+    early = "" if done.after is None else f" after {done.after:,} steps of an unfinished run"
+    print(f"weights  {out}: {done.name}, {done.which}{early}, {out.stat().st_size / 1e6:.3g} MB")
 
 
 def _list(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""``saltus sample`` and ``saltus evaluate``: what can be done with a finished run."""
+"""``saltus sample`` and ``saltus evaluate``: what can be done with a run's weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from saltus.maps import NetworkMap
 from saltus.plots import check_matplotlib
 from saltus.recipes.averages import Choice
 from saltus.recipes.evaluate import evaluate as measured
+from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, check_file, whole
 from saltus.recipes.opened import DEFAULT, Finished, open_run
 from saltus.recipes.pictures import draw_all, logged
 from saltus.recipes.resolve import experiment
-from saltus.recipes.run import record, show
 from saltus.recipes.sampling import check_steps
 from saltus.recipes.show import picture, said, shown
 from saltus.recipes.watch import append
@@ -44,7 +44,9 @@ def sample(
     out: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
     weights: Choice = Choice(),
 ) -> None:
-    """Draw samples from a finished run; it needs nothing but the weights.
+    """Draw samples from a run; it needs nothing but the weights.
+
+    Of a run that still trains or was stopped they are those that it has saved last.
 
     examples:
       saltus sample runs/digits-lsd --steps 1 2 4
@@ -62,7 +64,7 @@ def sample(
         out: A .png picture, or a .npy array [steps, n, ...]; by default a picture in the run folder.
         weights: Which of the weights that the run kept.
     """
-    done = open_run(run, weights)
+    done = open_run(run, weights, unfinished=True)
     if not steps:
         raise ValueError("steps: expected at least one number of steps, got none; --steps 1 4, for example")
     for k in steps:
@@ -84,7 +86,8 @@ def sample(
             title = f"{done.name}, seed {seed}" + ("" if w is None else f", w = {w:g}")
             picture(title, parts, labels).save(draft)
     at = ", ".join(map(str, steps)) + (" step" if steps == (1,) else " steps")
-    print(f"{len(parts)} × {count} samples of {done.name} at {at}: {path}")
+    early = "" if done.after is None else f" after {done.after:,} steps of its training"
+    print(f"{len(parts)} × {count} samples of {done.name}{early} at {at}: {path}")
 
 
 def check_out(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -106,6 +106,11 @@ def weights_of(run: Path) -> Path:
     path = run if run.suffix == Path(WEIGHTS).suffix else run / WEIGHTS
     if not run.exists():
         raise ValueError(f"run {run}: expected a run folder, found nothing there; saltus run makes one")
+    if not path.is_file() and (run / OPTIONS).is_file():
+        raise ValueError(
+            f"run {run}: expected a finished run, got one that still trains or was stopped; give its command "
+            "again and let it end, or take what it has saved with saltus sample or saltus export"
+        )
     if not path.is_file():
-        raise ValueError(f"run {run}: expected {WEIGHTS} in it, found none; is this a finished run?")
+        raise ValueError(f"run {run}: expected {WEIGHTS} in it, found none; is this a run folder?")
     return path

@@ -1,4 +1,4 @@
-"""A finished run read back: the map, and what sampling or teaching needs to know of it.
+"""A run read back: the map, and what sampling or teaching needs to know of it.
 
 Nothing is believed before it is checked: a file's construction options are built without memory first and
 held against the sizes in its header, and nothing in it is run.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from saltus.recipes.model import ModelSpec
 from saltus.recipes.parts import interpolant_of
 from saltus.recipes.sampling import check_steps, draw
 from saltus.recipes.system import asked
+from saltus.recipes.unfinished import Unfinished, is_unfinished, newest
 from saltus.samplers import batched, prior
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows
@@ -50,10 +52,12 @@ class Finished:
         interpolant: the path that it was trained on.
         recipe: whose data it learned.
         dropout: the rate at which labels were dropped in training.
-        weights: the file.
+        weights: the file, or the folder of the checkpoint.
         guidance: the largest strength of guidance that it learned; None if it learned none, or does not say.
         which: the weights in words: "ema 0.999", "raw", "power 0.13".
         facts: the decay or the width of the average, if it is one and the file says so.
+        after: the steps behind the weights of a run that is not finished; None if it is.
+        meta: what the file says of itself.
     """
 
     model: NetworkMap
@@ -66,6 +70,8 @@ class Finished:
     guidance: float | None = None
     which: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
+    after: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -149,21 +155,44 @@ class Finished:
             raise ValueError(f"w: expected a finite strength of guidance, got {w}; 1 is none")
 
 
-def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
+def open_run(run: Path, choice: Choice = DEFAULT, unfinished: bool = False) -> Finished:
     """The map of a run folder, or of its weights file alone, in evaluation mode.
 
     Args:
         run: the folder or the file.
         choice: which of its weights.
+        unfinished: take those of the newest whole checkpoint, if the run still trains or was stopped.
 
     Raises:
         ValueError: for a file that is damaged, of another kind, or does not hold what is asked for.
     """
     try:
+        if unfinished and is_unfinished(run):
+            return newest(run, partial(_checkpointed, run=run, choice=choice))
         path = weights_of(run)
     except OSError as wrong:  # a name that no file can have
         raise ValueError(f"run: expected a run folder or a weights file, got {wrong.strerror}") from None
-    header = read_header(path)
+
+    def tensors(name: str) -> Mapping[str, Tensor]:
+        return load_weights(path, f"{name}.").tensors
+
+    return _opened(path, path.parent, read_header(path), tensors, choice)
+
+
+def _checkpointed(seen: Unfinished, run: Path, choice: Choice) -> Finished:
+    """The map of a checkpoint of the run."""
+    done = _opened(seen.saved.folder, run, seen.header, seen.tensors, choice)
+    return replace(done, after=seen.saved.step)
+
+
+def _opened(
+    path: Path,
+    run: Path,
+    header: Header,
+    tensors: Callable[[str], Mapping[str, Tensor]],
+    choice: Choice,
+) -> Finished:
+    """The map of weights that lie at ``path`` in a run's folder; ``tensors`` reads those of a name."""
     meta = header.meta
     _check_meta(meta, path)
     known = known_weights(meta, path)
@@ -174,12 +203,12 @@ def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
     model = initialised(0, spec.build)
     if name is not None:
         facts = known[name]
-        restore({name: model}, load_weights(path, f"{name}.").tensors, path)
+        restore({name: model}, tensors(name), path)
     else:
         assert choice.sigma_rel is not None
         facts = {"sigma_rel": choice.sigma_rel}
-        state = reconstruct_files(snapshot_files(path.parent), choice.sigma_rel)
-        restore({"power": model}, {f"power.{key}": value for key, value in state.items()}, path.parent)
+        state = reconstruct_files(snapshot_files(run), choice.sigma_rel)
+        restore({"power": model}, {f"power.{key}": value for key, value in state.items()}, run)
     strength = meta.get("guidance")
     return Finished(
         model=model.eval().requires_grad_(False),
@@ -189,6 +218,7 @@ def open_run(run: Path, choice: Choice = DEFAULT) -> Finished:
         recipe=meta["recipe"],
         dropout=float(meta.get("dropout", 0.0)),
         weights=path,
+        meta=meta,
         guidance=None if strength is None else float(strength),
         which=said(name or "", facts),
         facts=facts,
