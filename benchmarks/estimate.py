@@ -21,15 +21,13 @@ import tyro
 from saltus.report import Table
 
 LINES = (
-    "digits-lsd --steps 200",
-    "mixture-mean_flow --batch 4096 --steps 200",
+    "digits-lsd --steps 150",
+    "mixture-mean_flow --batch 4096 --steps 101",
     "checkerboard-lsd --backbone mlp --batch 65536 --steps 8",
-    "digits-psd --backbone unet --size tiny --batch 128 --steps 101",
-    "digits-consistency_training --backbone unet --size small --batch 128 --steps 101",
-    "digits-lsd --backbone dit --size small --batch 128 --precision float32 --steps 101",
+    "digits-consistency_training --backbone unet --size small --batch 128 --steps 60",
+    "digits-lsd --backbone dit --size small --batch 128 --precision float32 --steps 60",
     "digits-flow_matching --size large --batch 256 --steps 101",
-    "digits-lsd --batch 1024 --accumulate 4 --steps 101",
-    "digits-freeflow --teacher-steps 60 --steps 200",
+    "digits-freeflow --teacher-steps 60 --steps 101",
 )
 ASK = """
 import json, sys
