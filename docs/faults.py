@@ -19,15 +19,21 @@ sys.path.insert(0, str(ROOT / "tests" / "end_to_end"))
 from kit import Kit, Ran, tolerant_remove  # noqa: E402
 from situations import ALL, Situation, Told  # noqa: E402
 
+QUIET = "--quiet"
+
 HEAD = """\
 # When something goes wrong
 
-Written by `make faults`, which brings about each situation for real: the command runs in a process of its
-own (forked from one that has imported PyTorch), in a folder of its own; the fault is a real signal, a full
-file system, a damaged file. What it said is standard error, word for word but for paths, process ids and
-amounts of free memory. What was lost was found out by hashing all files before and after, or by giving the
-same command again and comparing the weights that it ends with to those of a run that nothing disturbed, byte
-for byte, on a CPU.
+Written by `make faults`, which brings about each situation and lets a command meet it, in a process and a
+folder of its own. The process is forked from one that has imported PyTorch, but for torchrun, of whose output
+only the lines of Saltus are shown. Signals, full and sealed folders, damaged files and limits of memory are
+real; the signals are sent at a chosen step or within a save, so that every phase is met. Only three things
+are put into the program: the teacher that is NaN, the package that is missing, and pauses between steps. For
+`| head` the reader of a pipe closes it while the run trains.
+
+What a command said is its standard error, word for word but for folders, process ids and the amount of free
+memory. What was lost was found out by hashing all files before and after, or by giving the same command again
+and comparing the weights that it ends with to those of a run that nothing disturbed, byte for byte, on a CPU.
 
 `RUN` stands for `{run}`.
 {count} situations.
@@ -50,6 +56,9 @@ def row(one: Situation, told: Told, root: Path) -> str:
 
     command = told.command or f"saltus {' '.join(told.ran.args)}"
     command = command.replace(f"saltus {' '.join(RUN)}", "RUN")
+    command = command.replace(
+        f"saltus {' '.join(word for word in RUN if word != QUIET)}", "RUN without --quiet"
+    )
     status = told.ran.status if told.ran.status >= 0 else 128 - told.ran.status
     said = "<br>".join(html.escape(part, quote=False) for part in line(told.ran, root).splitlines())
     cells = (one.title, f"`{command}`", said or "(nothing)", str(status), told.lost)

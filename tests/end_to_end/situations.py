@@ -12,6 +12,7 @@ import pty
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def nan_loss(kit: Kit) -> Told:
     return Told(ran, "nothing: the checkpoint after 10 steps is whole")
 
 
-@situation("The same, and such moves are skipped")
+@situation("The same, and such moves are skipped", quick=False)
 def nan_skipped(kit: Kit) -> Told:
     kit.saltus(*LMD, faults=NAN)
     ran = kit.saltus(*LMD, "--skip-nonfinite", "10", faults=NAN).said(0)
@@ -154,8 +155,8 @@ def nan_too_often(kit: Kit) -> Told:
     ran = kit.saltus(*LMD, "--skip-nonfinite", "1", faults=NAN).said(
         2, "1 such moves? (were|was) skipped already"
     )
-    assert (kit.at / "run/checkpoints/step-00000010/manifest.json").exists()
-    return Told(ran, "nothing: the checkpoint after 10 steps is whole")
+    assert (kit.at / "run/checkpoints/step-00000020/manifest.json").exists()
+    return Told(ran, "nothing: the checkpoint after 20 steps is whole")
 
 
 @situation("A learning rate of 1e30, in a game of two players")
@@ -191,7 +192,7 @@ def interrupted(kit: Kit) -> Told:
     return Told(ran, kit.resumed())
 
 
-@situation("Ctrl-C twice: it does not wait for the step")
+@situation("Ctrl-C twice: it does not wait for the step", quick=False)
 def interrupted_twice(kit: Kit) -> Told:
     ran = kit.saltus(*RUN, faults=[("signal_at", 30, "SIGINT", "SIGINT")]).said(130, "interrupted")
     assert [p.name for p in (kit.at / "run/checkpoints").glob("step-*")] == ["step-00000020"]
@@ -199,7 +200,7 @@ def interrupted_twice(kit: Kit) -> Told:
     return Told(ran, "10 steps since the last checkpoint, which the same command made again, bit for bit")
 
 
-@situation("SIGTERM")
+@situation("SIGTERM", quick=False)
 def terminated(kit: Kit) -> Told:
     ran = kit.saltus(*RUN, faults=[("signal_at", 30, "SIGTERM")]).said(
         143, "stopped after step 30, which is saved"
@@ -246,7 +247,7 @@ for _phase, _words, _quick in (
     situation(f"SIGKILL {_words}", _quick)(_killed(_phase))
 
 
-@situation("SIGKILL before the first checkpoint")
+@situation("SIGKILL before the first checkpoint", quick=False)
 def killed_early(kit: Kit) -> Told:
     ran = kit.saltus(*RUN, faults=[("signal_at", 10, "SIGKILL")]).said(-9)
     return Told(ran, kit.resumed())
@@ -390,7 +391,7 @@ def _as_whole(kit: Kit) -> str:
     return "20 steps, made again from the checkpoint before: the weights are those of an undisturbed run"
 
 
-@situation("A byte of the newest checkpoint has flipped")
+@situation("A byte of the newest checkpoint has flipped", quick=False)
 def flipped(kit: Kit) -> Told:
     kit.half()
     (shard,) = (kit.at / "run/checkpoints/step-00000040").glob("shard-*")
@@ -505,7 +506,7 @@ def damaged_options(kit: Kit) -> Told:
     return Told(ran, _kept(kit, before))
 
 
-@situation("The last line of metrics.jsonl is cut off")
+@situation("The last line of metrics.jsonl is cut off", quick=False)
 def damaged_metrics(kit: Kit) -> Told:
     kit.half()
     with (kit.at / "run/metrics.jsonl").open("a") as file:
@@ -590,7 +591,7 @@ def pickled_data(kit: Kit) -> Told:
     return Told(ran, _nothing_there(kit))
 
 
-@situation("The teacher is gone when the run is to go on")
+@situation("The teacher is gone when the run is to go on", quick=False)
 def teacher_gone(kit: Kit) -> Told:
     _with_teacher(kit, np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32))
     kit.saltus(*DISTILL, faults=[("signal_at", 10, "SIGTERM")]).said(143, "stopped")
@@ -652,16 +653,26 @@ def missing_extra(kit: Kit) -> Told:
     return Told(ran, _clean(kit))
 
 
-@situation("The processes of torchrun cannot share the batch", quick=False)
-def odd_processes(kit: Kit) -> Told:
-    env = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+@situation("Three processes cannot hold two replicas")
+def odd_replicas(kit: Kit) -> Told:
+    env = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}
     ran = kit.saltus(*RUN, "--replicas", "2", env=env).said(2, "divisor of the 3 processes")
-    return Told(
-        ran, _clean(kit), f"torchrun --nproc-per-node 3 -m saltus {' '.join([*RUN, '--replicas', '2'])}"
-    )
+    told = " ".join(f"{name}={value}" for name, value in env.items())
+    return Told(ran, _clean(kit), f"{told} RUN --replicas 2")
 
 
-@situation("Nobody reads the progress of a run any more (| head)")
+@situation("Two processes cannot share 63 rows", quick=False)
+def odd_batch(kit: Kit) -> Told:
+    more = [*RUN, "--batch", "63"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "saltus"]
+    ended = subprocess.run([*start, *more], cwd=kit.at, capture_output=True, text=True, check=False)
+    own = {line for line in ended.stderr.splitlines() if line.startswith("saltus: ")}  # torchrun says more
+    ran = Ran(tuple(more), ended.returncode, ended.stdout, "\n".join(own))
+    ran.said(1, "batch 63: expected a multiple of 2 .processes times")
+    return Told(ran, _clean(kit), "torchrun --nproc-per-node 2 -m RUN --batch 63")
+
+
+@situation("Nobody reads the progress of a run any more (| head)", quick=False)
 def head(kit: Kit) -> Told:
     os.mkfifo(kit.at / "pipe")
     reader = os.open(kit.at / "pipe", os.O_RDONLY | os.O_NONBLOCK)
