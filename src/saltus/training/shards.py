@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,15 +91,26 @@ def size_of(name: str) -> int:
     raise ValueError(f"number format {name[:20]!r}, expected one of {', '.join(_NAMES.values())}")
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write contiguous CPU tensors to a new safetensors file, flush it to the disk, return its SHA-256.
+def write_shard(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write tensors to a new safetensors file, flush it to the disk, return its SHA-256.
+
+    Args:
+        path: of the file; there is none yet.
+        tensors: by name. Each is brought to the CPU and into one run of memory when it is its turn, so at
+            most one of them is copied at a time.
+        metadata: words for the header.
 
     Raises:
         OSError: as the system says.
+        ValueError: for a number format that safetensors has not.
     """
-    header: dict[str, object] = {}
+    # wide numbers first, as the library does: then every number lies at a multiple of its size
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name, tensor in tensors.items():
+    for name, tensor in ordered:
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": dtype_name(tensor, name),
@@ -108,9 +120,8 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
     seen = hashlib.sha256()
-    pieces: list[Any] = [len(text).to_bytes(8, "little"), text]
     with path.open("xb") as file:
-        for piece in pieces + [_bytes(tensor) for tensor in tensors.values()]:
+        for piece in chain([len(text).to_bytes(8, "little"), text], (_bytes(t) for _, t in ordered)):
             seen.update(piece)
             file.write(piece)
         file.flush()
@@ -119,8 +130,9 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> Any:  # noqa: ANN401 - whatever has a buffer
-    """The numbers of a contiguous tensor as bytes, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    """The numbers of a tensor as bytes; those of a contiguous one on the CPU without a copy."""
+    here = tensor.detach().cpu().contiguous()
+    return here.reshape(-1).view(torch.uint8).numpy() if here.numel() else b""
 
 
 def sha256_of(path: Path) -> str:

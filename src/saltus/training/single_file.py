@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+
+from saltus.training.shards import write_shard
 
 __all__ = ["Header", "Weights", "load_weights", "read_header", "restore", "save_weights"]
 
@@ -47,14 +48,11 @@ def save_weights(path: str | Path, modules: Mapping[str, nn.Module], meta: Mappi
         ValueError: if a weight is not finite, ``meta`` is no JSON, or the file cannot be written;
             what stood at ``path`` is then still there, untouched.
     """
-    path = Path(path)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         if not prefix or "." in prefix:
             raise ValueError(f"module name {prefix!r}: expected a word without dots; rename it")
-        for name, tensor in _state(module, prefix).items():
-            # a copy of its own for each name: safetensors refuses tied weights and views
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors |= _state(module, prefix)
     _check_finite(tensors)
     try:
         options = json.dumps({"version": _VERSION, "meta": dict(meta)}, allow_nan=False)
@@ -62,7 +60,7 @@ def save_weights(path: str | Path, modules: Mapping[str, nn.Module], meta: Mappi
         raise ValueError(
             f"meta: expected strings, finite numbers, lists and dicts, got {_line(error)}; convert it"
         ) from None
-    _replace(path, save(tensors, metadata={_KEY: options}))
+    _replace(Path(path), tensors, {_KEY: options})
 
 
 def load_weights(path: str | Path, prefix: str = "") -> Weights:
@@ -173,15 +171,12 @@ def _meta(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     return meta
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``: write it beside, flush it, rename it over; or leave all as it was."""
+def _replace(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Put a file at ``path``: write it beside, flush it, rename it over; or leave all as it was."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         draft.unlink(missing_ok=True)  # of a process that was killed, or a link laid in the way
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_shard(draft, tensors, metadata)
         os.replace(draft, path)
     except OSError as error:
         raise ValueError(
