@@ -265,7 +265,10 @@ def closed(inner: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-@pytest.mark.parametrize("wrap", [lambda a: a, Plain, closed, lambda a: partial(closed(a))], ids=str)
+WRAPS = {"bare": lambda a: a, "object": Plain, "closure": closed, "partial": lambda a: partial(closed(a))}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_what_only_an_after_holds_belongs_to_the_state(
     wrap: Callable[[Callable[[], None]], Callable[[], None]], tmp_path: Path
 ) -> None:

@@ -225,6 +225,10 @@ def mistakes(finished: Path) -> dict[str, list[str]]:
     lsd, digits, ect = (str(finished / name) for name in ("lsd", "digits", "ect"))
     return {
         "near matches: methods": ["mehtods"],
+        "when its saltus run command is given again": ["resume", lsd],
+        "/options.json --out": ["run", lsd],
+        "got a run; saltus run": ["run", f"{lsd}/report.html"],
+        "a size such as 24GiB, got '24'": ["estimate", "gaussian-lsd", "--memory", "24"],
         "near matches: digits-lsd": ["run", "digts-lsd"],
         "did you mean lsd": ["run", "digits-lds"],
         "did you mean shortcut": ["run", "mixture", "--method", "shortcuts"],
