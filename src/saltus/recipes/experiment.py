@@ -22,6 +22,7 @@ from saltus.recipes.model import ModelSpec
 from saltus.recipes.opened import Finished
 from saltus.recipes.optimisation import optimizer_of, schedule_of
 from saltus.recipes.options import Output, Training
+from saltus.recipes.origins import prints
 from saltus.recipes.parts import dropout_role, emphasised, interpolant_of
 from saltus.recipes.system import Judge, System
 from saltus.recipes.teacher import Interval, TeacherRun, open_teacher
@@ -241,15 +242,26 @@ class Experiment:
         )
 
     def options(self) -> dict[str, object]:
-        """What ``options.json`` holds: enough to run again."""
+        """What ``options.json`` holds: enough to run again, and what the files that it names held."""
         teacher = {} if self.teacher is None or self.first is not None else {TEACHER: str(self.teacher.place)}
+        files = self._files()
         return {
             "recipe": self.system.name,
             "method": self.method.name,
             **teacher,
+            **({"files": prints(files)} if files else {}),
             "options": {"recipe": self.own, "network": self.network, "training": asdict(self.training)},
             "saltus": __version__,
         }
+
+    def _files(self) -> dict[str, Path]:
+        """The files that it learns from, by what they are to it."""
+        files = {}
+        if self.teacher is not None and self.first is None:
+            files["teacher's weights"] = self.teacher.run.weights
+            said = {name: self.own.get(name) for name in ("data", "labels")}
+            files |= {name: Path(p) for name, p in said.items() if isinstance(p, str) and p.endswith(".npy")}
+        return files
 
     def meta(self) -> dict[str, object]:
         """What the weights file says of itself: enough to sample."""

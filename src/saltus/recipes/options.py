@@ -6,8 +6,10 @@ All of it is plain data: a run's ``options.json`` holds it, and ``saltus run opt
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,12 +149,17 @@ def as_arguments(groups: Mapping[str, object]) -> list[str]:
 
     >>> as_arguments({"training": {"steps": 5, "clip": None, "machine": {"compile": False}}})
     ['--steps', '5', '--clip', 'None', '--no-compile']
+
+    Raises:
+        ValueError: for what would be another option on the command line, or one of :class:`Output`: a file
+            that somebody else wrote may say what is trained, not what is written over.
     """
     args: list[str] = []
     for group, fields in groups.items():
         if not isinstance(fields, dict):
             raise ValueError(f"saved options: expected options by name in {group!r}, got {fields!r}")
         for name, value in fields.items():
+            _check_said(name, value)
             flag = name.replace("_", "-")
             if isinstance(value, dict):
                 args += as_arguments({name: value})
@@ -163,6 +170,20 @@ def as_arguments(groups: Mapping[str, object]) -> list[str]:
             else:
                 args += [f"--{flag}", str(value)]
     return args
+
+
+def _check_said(name: str, value: object) -> None:
+    """Raise a ValueError unless a saved option is one word and says nothing of where results go."""
+    ours = {field.name for field in fields_of(Output)}
+    if not name.isidentifier() or name in ours:
+        raise ValueError(
+            f"saved options: expected options of a training, got {name[:40]!r}; give it on the command line"
+        )
+    for word in value if isinstance(value, list) else [value]:
+        if isinstance(word, str) and re.match("-(?![0-9.])", word):
+            raise ValueError(
+                f"saved options: expected a value of {name}, got {word[:40]!r}, an option; correct it"
+            )
 
 
 def parse(function: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - the function's own
