@@ -1,4 +1,4 @@
-"""Micro-batches change nothing: losses, gradients' norms and terms of every method are those of the whole batch.
+"""Micro-batches change nothing: losses, norms of gradients and terms of every method are those of the batch.
 
 In float64, over the first steps of each stage, with clipping; the batch is the least that gives every
 micro-batch whole groups of rows. Where a loss takes a mean over the batch itself, documents say otherwise.
