@@ -98,6 +98,9 @@ def _find(name: str) -> Command:
     for command in COMMANDS:
         if command.name == name:
             return command
+    if name in ("resume", "continue"):
+        again = "a run goes on when its saltus run command is given again"
+        raise ValueError(f"unknown command {name!r}; {again}")
     names = [c.name for c in COMMANDS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
     raise ValueError(f"unknown command {name!r}; near matches: {', '.join(near)}")

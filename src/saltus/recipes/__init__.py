@@ -85,6 +85,13 @@ def load(name: str) -> tuple[Recipe, str | None]:
         )
     if system in found:
         return found[system], method or None
+    path = Path(name)
+    place = path if path.is_dir() else path.parent
+    if path.exists() and (place / "options.json").is_file():
+        raise ValueError(
+            f"recipe {name}: expected the name of a recipe, got a run; saltus run {place}/options.json --out "
+            f"{place} goes on with it, and with another --out does the same again"
+        )
     near = difflib.get_close_matches(system, found, n=3, cutoff=0.5) or sorted(found)
     tail = f"-{method}" if method else ""
     hint = ", ".join(n + tail for n in near)

@@ -47,9 +47,13 @@ def _commit() -> str | None:
         ]
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if said[0].returncode or "src" not in here.relative_to(said[0].stdout.split()[0]).parts:
+    if said[0].returncode:
+        return None
+    top, commit = said[0].stdout.splitlines()  # blanks may be in the folder's name
+    place = Path(top).resolve()
+    if not here.is_relative_to(place) or "src" not in here.relative_to(place).parts:
         return None  # installed, perhaps below somebody else's checkout
-    return said[0].stdout.split()[1] + ("+" if said[1].stdout.strip() else "")
+    return commit + ("+" if said[1].stdout.strip() else "")
 
 
 def _processor() -> str:

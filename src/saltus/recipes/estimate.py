@@ -96,10 +96,11 @@ def estimate(args: Sequence[str]) -> int:
         return 0
     own = argparse.ArgumentParser(prog="saltus estimate", add_help=False, allow_abbrev=False)
     own.add_argument("--devices", type=int, default=1)
-    own.add_argument("--memory", type=_bytes, default=None)
+    own.add_argument("--memory", default=None)
     asked, rest = own.parse_known_args(args[1:])
     if asked.devices < 1:
         raise ValueError(f"devices: expected at least 1, got {asked.devices}")
+    memory = None if asked.memory is None else _bytes(asked.memory)
     made = experiment(args[0], rest)
     parts = asked.devices * made.training.machine.accumulate
     if made.training.batch % parts:
@@ -110,9 +111,9 @@ def estimate(args: Sequence[str]) -> int:
     seconds = 0.0
     if made.first is not None:
         print(f"first its teacher, {made.first.name}")
-        seconds += _show(made.first, asked.devices, asked.memory)
+        seconds += _show(made.first, asked.devices, memory)
         print(f"\nthen {made.name}")
-    seconds += _show(made, asked.devices, asked.memory)
+    seconds += _show(made, asked.devices, memory)
     if made.first is not None and seconds:
         print(f"\ntogether {clock(seconds)}")
     return 0
@@ -120,9 +121,9 @@ def estimate(args: Sequence[str]) -> int:
 
 def _bytes(text: str) -> int:
     """Bytes of a size such as 24GiB, 24GB or 512MiB."""
-    found = re.fullmatch(r"([0-9.]+) ?([kmgt]?)(i?)b?", text.lower())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"expected a size such as 24GiB, got {text!r}")
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*) ?([kmgt])(i?)b?", text.lower())
+    if found is None:  # a number alone would be bytes, which nobody means
+        raise ValueError(f"memory: expected a size such as 24GiB, got {text!r}")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** _UNITS[prefix])
 
@@ -217,7 +218,8 @@ def _show(made: Experiment, devices: int, memory: int | None) -> float:
         print(f"takes {size(found.total)} at most")
     room = free_memory(device) if memory is None else memory - found.process
     if room is not None:
-        whose = "are free here" if memory is None else "are given"
+        given = "are left for tensors" if found.process else "are given"
+        whose = "are free here" if memory is None else given
         _room(made, found.growth, room, whose)
     return _time(made, found.pace, devices)
 
@@ -226,7 +228,7 @@ def _room(made: Experiment, growth: Growth, room: int, whose: str) -> None:
     """Print the largest batch that fits into ``room`` bytes."""
     memory, parts = growth.memory, made.training.machine.accumulate
     most = growth.fits(_SPARE * room)
-    print(f"{size(room)} {whose}; ", end="")
+    print(f"{size(max(room, 0))} {whose}; ", end="")
     if most < 1:
         needed = size(growth.at(1))
         print(f"one row needs {needed}: take a smaller --size or more --devices")

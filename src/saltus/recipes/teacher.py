@@ -109,8 +109,8 @@ def open_teacher(place: Path) -> TeacherRun:
     run = open_run(place)
     if not has_velocity(run.method.card):
         raise ValueError(
-            f"teacher {place}: expected a run that learned a velocity, got {run.name}, which learned only "
-            f"jumps to t = 1; train a teacher with saltus run {run.recipe}-flow_matching"
+            f"teacher {place}: expected a run that learned a velocity, got {run.name}, which learned "
+            f"jumps alone; train a teacher with saltus run {run.recipe}-flow_matching"
         )
     return TeacherRun(run, place.resolve())
 
