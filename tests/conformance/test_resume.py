@@ -283,6 +283,18 @@ def test_what_only_an_after_holds_belongs_to_the_state(
     assert any(torch.equal(v, torch.full((2,), float(STEPS))) for v in counts)
 
 
+def test_the_optimiser_of_a_player_that_has_not_moved_is_as_new(tmp_path: Path) -> None:
+    """Though it counts in its groups, where making its state leaves a trace."""
+
+    def build() -> tuple[nn.Module, Built]:
+        student, other = network(0), network(1)
+        losses = [METHODS["flow_matching"].build(net) for net in (student, other)]
+        late = Move("late", other, losses[1], optimizer=counting, when=lambda step: int(step > 4))
+        return student, Game((Move("student", student, losses[0]), late))
+
+    check(lambda: begun(build), {3, 6}, tmp_path)
+
+
 def test_players_that_move_rarely_and_often(tmp_path: Path) -> None:
     """An optimiser that has made no step yet has no state, and gets none; when() counts within the stage."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -331,3 +332,39 @@ def test_the_same_step_again_replaces_what_was_there(tmp_path: Path) -> None:
     saved(tmp_path, step=1, given={"x": torch.zeros(2)})
     there = saved(tmp_path, step=1, given={"x": torch.ones(3)})
     assert there.tensor("x").tolist() == [1.0] * 3 and read_manifest(there.folder).step == 1
+
+
+def test_a_checkpoint_that_was_replaced_by_a_link_is_not_overlooked(tmp_path: Path) -> None:
+    """A run whose only checkpoint was put elsewhere does not begin anew in silence."""
+    there = saved(tmp_path / "run", step=1)
+    there.folder.rename(tmp_path / "elsewhere")
+    assert Checkpoints(tmp_path / "run").newest() is None
+    there.folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="expected a whole checkpoint, got 1 links or files"):
+        Checkpoints(tmp_path / "run").newest()
+
+
+def test_a_run_that_was_moved_is_told_and_leaves_no_second_folder(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(1, {"x": torch.zeros(2)}, {})
+    checkpoints.wait()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    checkpoints.save(2, {"x": torch.zeros(2)}, {})
+    with pytest.raises(ValueError, match="expected to save a checkpoint here, got No such file"):
+        checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_no_checkpoint_is_removed_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is killed while a folder is emptied leaves nothing that looks like a checkpoint."""
+    names: list[str] = []
+    real = shutil.rmtree
+
+    def emptied(path: Path, ignore_errors: bool) -> None:
+        names.append(path.name)
+        real(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", emptied)
+    for step in (1, 2, 2):
+        saved(tmp_path, step=step, keep_last=1, keep_best=0)
+    assert len(names) == 2 and all(name.startswith(".draft-") for name in names)

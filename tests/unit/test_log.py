@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saltus.games import Game, Move, as_game
 from saltus.streams import Streams
-from saltus.training import AdamW, Log, NonFiniteLoss, fit, initialised
+from saltus.training import AdamW, Log, NonFiniteLoss, cut_back, fit, initialised
 from saltus.typing import Batch, Draws, Term
 
 
@@ -142,3 +142,15 @@ def test_log_without_a_place_to_write(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected to write here") as caught:
             Log(folder, steps=1, batch=1)
         assert "\n" not in str(caught.value)
+
+
+def test_a_log_is_cut_after_the_step_and_at_the_first_line_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "seconds": 0.5 * step}) for step in (1, 2, 3)]
+    for step, left in ((0, 0), (1, 1), (2, 2), (5, 3)):
+        path.write_text("\n".join(lines))
+        assert cut_back(path, step) == 0.5 * left
+        assert path.read_text() == "".join(f"{line}\n" for line in lines[:left])
+    for damage in ('{"st', "[1]", "{}", "[" * 200_000, f'{{"step": 2, "seconds": {10**400}}}', "1" * 5000):
+        path.write_text("\n".join([lines[0], damage, lines[2]]))
+        assert cut_back(path, 5) == 0.5 and path.read_text() == f"{lines[0]}\n", damage[:20]

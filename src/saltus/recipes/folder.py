@@ -87,7 +87,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise ValueError(f"{what}: expected a file {path}, found none; is this a run folder?")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
+    except (ValueError, RecursionError) as wrong:  # too many digits, too deep
         raise ValueError(f"{what}: expected JSON in {path}, got {wrong}; the file is damaged") from wrong
     if not isinstance(value, dict):
         raise ValueError(f"{what}: expected a JSON object in {path}, got {type(value).__name__}")

@@ -150,6 +150,7 @@ class Checkpoints:
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
+        self._made = folder.is_dir()
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, whole or not, in order."""
@@ -198,10 +199,12 @@ class Checkpoints:
                 return self.open(step)
             except ValueError as wrong:
                 say(f"passed over a checkpoint: {wrong}")
-        if steps:
+        there = [path for path in self.folder.glob(f"{_STEP}*") if _NAME.fullmatch(path.name)]
+        if there:
+            what = f"{len(there)} damaged" if steps else f"{len(there)} links or files of such names"
             raise ValueError(
-                f"{self.folder}: expected a whole checkpoint, got {len(steps)} damaged; put one back from a "
-                "copy, or delete this folder to begin anew"
+                f"{self.folder}: expected a whole checkpoint, got {what}; put one back from a copy, or "
+                "delete this folder to begin anew"
             )
         return None
 
@@ -281,7 +284,10 @@ class Checkpoints:
         draft = self.folder / f"{_DRAFT}{self._attempt}-{folder_of(step)}"
         name = shard_name(self._rank, self._size)
         try:
-            draft.mkdir(parents=True, exist_ok=True)
+            if not self._made:  # later it is there, or somebody has moved the run, which is told
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._made = True
+            draft.mkdir(exist_ok=True)
             _check_finite(copies)
             digest = write_shard(draft / name, copies)
             parts = {

@@ -270,7 +270,7 @@ def cut_back(path: Path, step: int) -> float:
                 if row["step"] > step:
                     break
                 seconds = float(row.get("seconds", 0.0))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
                 break
             kept.append(line if line.endswith("\n") else line + "\n")
         beside = path.with_name(f".{path.name}.part")

@@ -153,8 +153,10 @@ class Player:
         return found
 
     def reset_groups(self) -> None:
-        """Give the groups the numbers that the optimiser was made with."""
+        """Give the groups the numbers that the optimiser was made with, and no others."""
         for group, before in zip(self.optimizer.param_groups, self._groups, strict=True):
+            for key in _numbers_of(group).keys() - before.keys():
+                del group[key]
             group.update(before)
 
     def set_group(self, parameter: nn.Parameter, key: str, value: float) -> None:

@@ -233,10 +233,13 @@ def _prepare(player: Player, saved: Saved, kept: Mapping[str, Any]) -> None:
     player.reset_groups()
     for i, parameter in enumerate(player.parameters):
         parameter.grad = None
-        state = player.optimizer.state[parameter] if i in wanted else {}
-        for key in state.keys() - wanted.get(i, set()):
+        if i not in wanted:  # it has made no move
+            player.optimizer.state.pop(parameter, None)
+            continue
+        state = player.optimizer.state[parameter]
+        for key in state.keys() - wanted[i]:
             del state[key]
-        for key in sorted(wanted.get(i, set())):
+        for key in sorted(wanted[i]):
             whole = saved.manifest.tensors.get(f"{prefix}{i}/{key}")
             if whole is None:
                 value = kept[f"{prefix}{i}/{key}"]
