@@ -16,8 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "end_to_end"))
 
-from kit import Kit, Ran, tolerant_remove  # noqa: E402
-from situations import ALL, Situation, Told  # noqa: E402
+import bad_files  # noqa: E402
+import bad_runs  # noqa: E402
+from kit import RUN, Kit, Ran, tolerant_remove  # noqa: E402
+from situations import Situation, Told  # noqa: E402
+
+ALL = [*bad_runs.ALL, *bad_files.ALL]
 
 QUIET = "--quiet"
 
@@ -31,9 +35,10 @@ real; the signals are sent at a chosen step or within a save, so that every phas
 are put into the program: the teacher that is NaN, the package that is missing, and pauses between steps. For
 `| head` the reader of a pipe closes it while the run trains.
 
-What a command said is its standard error, word for word but for folders, process ids and the amount of free
-memory. What was lost was found out by hashing all files before and after, or by giving the same command again
-and comparing the weights that it ends with to those of a run that nothing disturbed, byte for byte, on a CPU.
+What a command said is its standard error, word for word but for folders (TMP), process ids (PID) and numbers
+that time or the machine decides (N). What was lost was found out by hashing all files before and after, or by
+giving the same command again and comparing the weights that it ends with to those of a run that nothing
+disturbed, byte for byte, on a CPU.
 
 `RUN` stands for `{run}`.
 {count} situations.
@@ -45,15 +50,13 @@ def line(ran: Ran, root: Path) -> str:
     said = [text.strip("│╭╮╰╯─ ") for text in ran.lines]
     text = "\n".join(part for part in said if part)
     text = re.sub(rf"{re.escape(str(root))}(/\d+)?", "TMP", text)
-    text = re.sub(r"process \d+ on \S+", "process 123 on HOST", text)
-    text = re.sub(r"[\d.]+ [KMG]iB were free", "950 MiB were free", text)
-    return re.sub(r"after step (?!30\b|40\b)\d+, which is saved", "after step 21, which is saved", text)
+    text = re.sub(r"process \d+ on \S+", "process PID on HOST", text)
+    text = re.sub(r"[\d.]+ [KMG]iB were free", "N MiB were free", text)
+    return re.sub(r"after step (?!30\b|40\b)\d+, which is saved", "after step N, which is saved", text)
 
 
 def row(one: Situation, told: Told, root: Path) -> str:
     """A row of the table."""
-    from kit import RUN
-
     command = told.command or f"saltus {' '.join(told.ran.args)}"
     command = command.replace(f"saltus {' '.join(RUN)}", "RUN")
     command = command.replace(
@@ -67,8 +70,6 @@ def row(one: Situation, told: Told, root: Path) -> str:
 
 def main(words: list[str]) -> int:
     """Run them, write the table."""
-    from kit import RUN
-
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     kit, failed, text = Kit(root / "kit"), 0, HEAD.format(run=f"saltus {' '.join(RUN)}", count=len(ALL))

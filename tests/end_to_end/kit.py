@@ -185,14 +185,18 @@ class Kit:
             if path.is_file()
         }
 
-    def resumed(self, *more: str, **options: object) -> str:
-        """Go on with the run; an AssertionError unless it ends with the weights of the undisturbed one."""
-        ran = self.saltus(*RUN, *more, **options)
-        assert ran.status == 0, ran.err
+    def undisturbed(self) -> None:
+        """An AssertionError unless the run ended with the weights of one that nothing disturbed."""
         mine = (self.at / "run" / "model.safetensors").read_bytes()
         here = self.fresh()
         self.whole()
         assert mine == (here / "run" / "model.safetensors").read_bytes(), "other weights"
+
+    def resumed(self, *more: str, **options: object) -> str:
+        """Go on with the run; an AssertionError unless it ends with the weights of the undisturbed one."""
+        ran = self.saltus(*RUN, *more, **options)
+        assert ran.status == 0, ran.err
+        self.undisturbed()
         return (
             "nothing: the same command went on and ended with the weights of an undisturbed run, bit for bit"
         )

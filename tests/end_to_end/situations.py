@@ -1,4 +1,4 @@
-"""Bad situations: what one is, and what their descriptions share. ``bad_runs.py`` and ``bad_files.py`` hold them.
+"""What a bad situation is, and what those in ``bad_runs.py`` and ``bad_files.py`` share.
 
 ``docs/faults.py`` writes the table of all of them, ``test_faults.py`` runs those that are quick.
 """

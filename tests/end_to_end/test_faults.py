@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import bad_files
+import bad_runs
 import pytest
 from kit import Kit, tolerant_remove
-from situations import ALL, Situation
+from situations import Situation
 
-QUICK = [s for s in ALL if s.quick]
+QUICK = [s for s in (*bad_runs.ALL, *bad_files.ALL) if s.quick]
 
 
 @pytest.fixture(scope="module")

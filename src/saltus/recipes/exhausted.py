@@ -41,7 +41,7 @@ def explained(error: BaseException, made: Experiment, room: int | None) -> Value
     gc.collect()
     where = " ".join(str(note) for note in vars(error).get("__notes__", ()))
     found = f"out of memory {where}".rstrip()
-    kept = "checkpoints stay, and the same command goes on from the last"
+    kept = "what was saved stays, and a run goes on from there with another --accumulate too"
     grown = _counted(made)
     if grown is None or room is None:
         return ValueError(f"{found}: lower --batch, or raise --accumulate; {kept}")
