@@ -1,4 +1,4 @@
-"""The loop of docs/resume.md: told to end, killed, and started again, it has the weights of one left alone."""
+"""The loop of docs/resume.md: told to end, killed and started again, it has the weights of one left alone."""
 
 from __future__ import annotations
 
