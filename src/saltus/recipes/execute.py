@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from saltus.maps import NetworkMap
+from saltus.page import write_page
 from saltus.page.files import PAGE
 from saltus.recipes.doctor import counted
 from saltus.recipes.environment import environment
@@ -22,6 +23,7 @@ from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import (
     ENVIRONMENT,
     EVALUATION,
+    METRICS,
     OPTIONS,
     SAMPLES,
     WEIGHTS,
@@ -73,6 +75,8 @@ def execute(made: Experiment) -> list[Measured]:
             here = environment(world.device, world.size)
             ends = not made.output.skip_evaluation
             stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here, ends))
+            if not made.output.quiet:
+                print(f"{made.name}: {made.training.steps:,} steps of {made.training.batch} into {folder}/")
         world.barrier()
         try:
             if made.first is not None:
@@ -83,6 +87,11 @@ def execute(made: Experiment) -> list[Measured]:
                 done = f"after step {stop.step:,}, which is saved"
                 print(f"stopped {done}; the same command goes on from there", file=sys.stderr)
                 refresh(folder)
+            raise
+        except Exception:
+            with suppress(Exception):  # one fault is told at a time
+                if world.leads and (folder / METRICS).is_file():
+                    write_page(folder, training=False)
             raise
         # in the folder still: nobody else may begin in it while it is drawn and measured
         return [] if model is None else _conclude(made, model, folder)
