@@ -74,14 +74,21 @@ def group(name: str, found: list[Situation]) -> Callable[..., Callable[[Act], Ac
     return situation
 
 
+TELLS = {
+    "run/environment.json": "environment.json tells of this start too",
+    "run/report.html": "the page is drawn anew",
+}
+"""What a start that fails may change: nothing that cannot be made again."""
+
+
 def kept(kit: Kit, before: dict[str, str]) -> str:
-    """That every file is there and as it was, but for the list of starts."""
+    """That every file is there and as it was, but for those that tell of this start."""
     after = kit.hashes()
     changed = {name for name, digest in before.items() if after.get(name) != digest}
-    assert changed <= {"run/environment.json"}, changed
-    if changed:
-        return "nothing: every file is as it was; environment.json also tells of this start"
-    return "nothing: every file is as it was"
+    assert changed <= TELLS.keys() & after.keys(), changed
+    return "; ".join(
+        ["nothing: every file is as it was", *(text for name, text in TELLS.items() if name in changed)]
+    )
 
 
 def until(started: Started, there: Path) -> None:
