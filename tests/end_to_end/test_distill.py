@@ -310,7 +310,7 @@ def mistakes(runs: Path) -> dict[str, list[str]]:
     return {
         "found nothing there": ["distill", "nowhere"],
         "saltus run gaussian-flow_matching": ["distill", str(runs / "consistency")],
-        "learned only jumps": ["distill", str(runs / "student")],
+        "learned jumps alone": ["distill", str(runs / "student")],
         "got 64 NaN": ["distill", "nan"],
         "did you mean freeflow": ["distill", points, "--method", "freflow"],
         "saltus run RECIPE-lsd": ["distill", points, "--method", "lsd"],

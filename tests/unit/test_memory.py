@@ -33,6 +33,9 @@ from saltus.training.memory import (
     unallocated,
 )
 
+# Minutes, and once a worker that had run much else ended here in a fault of memory: a process of their own.
+pytestmark = pytest.mark.all
+
 CPU = torch.device("cpu")
 TRAININGS = (
     "mixture-psd --backbone mlp --batch 512 --accumulate 2",

@@ -115,11 +115,10 @@ def _preview(made: Experiment) -> float:
         print(f"  data         {'none is read' if made.data_free else given}")
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
     print(f"  steps        {rows}, {cost:g} network evaluations a row")
-    for what, how in plan:
+    for what, how in [*plan, ("memory", summary(footprint(made)))]:
         first, *more = textwrap.wrap(how, 64)
         print(f"  {what:<12} {first}", *more, sep=f"\n{17 * ' '}")
     print(f"  precision    {steps.players[0].precision.value}, {counted(torch.get_num_threads(), 'thread')}")
-    print(f"  memory       {summary(footprint(made))}")
     whole = each * made.training.steps
     print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, measured now)")
     return whole
