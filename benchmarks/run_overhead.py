@@ -100,9 +100,9 @@ def looking(seen: Seen) -> Iterator[None]:
     """Keep the objects that a training makes meanwhile, and time its page."""
     draw = module.refresh
 
-    def refresh(folder: Path) -> None:
+    def refresh(folder: Path, training: bool = False) -> None:
         begin = time.perf_counter()
-        draw(folder)
+        draw(folder, training)
         seen.page += time.perf_counter() - begin
 
     with ExitStack() as stack:
