@@ -32,8 +32,10 @@ def _check(name: str, value: float, low: float = -math.inf, high: float = math.i
 
 
 def _labelled(cond: Condition | None) -> Condition:
-    if cond is None or cond.label is None:
-        raise ValueError("guidance needs labels, but the condition has none; give labels or drop guidance")
+    if cond is None or cond.given is None:
+        raise ValueError(
+            "guidance needs labels or tokens, but the condition has none; give them or drop guidance"
+        )
     return cond
 
 

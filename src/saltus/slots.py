@@ -94,8 +94,10 @@ class Mixed:
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
         data = Data()(own, state, t, cond)
-        if cond is None or cond.label is None:
-            raise ValueError("guidance needs labels, but this batch has none; give labels or drop guidance")
+        if cond is None or cond.given is None:
+            raise ValueError(
+                "guidance needs labels or tokens, but this batch has none; give them or drop guidance"
+            )
         free = own.velocity(state.x, t, cond.nulled())
         mixed = self.w * data + (1.0 - self.w - self.k) * free
         if self.k != 0.0:

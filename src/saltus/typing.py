@@ -49,42 +49,58 @@ class Condition:
         label: class labels, int64 [B].
         w: guidance strength as an input of the network, [B]; w = 1 means no guidance.
         interval: the times (start, end) between which guidance applies, [B, 2].
-        null: rows whose label is dropped, bool [B]. The backbone owns the null embedding.
+        null: rows whose condition is dropped, bool [B]. The backbone owns the null embedding.
+        tokens: a sequence of embeddings, of a text say, [B, L, D].
+        mask: which of the tokens count, bool [B, L]; None is all.
+        pooled: one embedding of the whole sequence, [B, P], for networks that take it beside the tokens.
     """
 
     label: Tensor | None = None
     w: Tensor | None = None
     interval: Tensor | None = None
     null: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor | None:
+        """What says that there is something to drop: the labels, or else the tokens; None if neither."""
+        return self.tokens if self.label is None else self.label
 
     def nulled(self) -> Condition:
-        """The same condition with every label dropped (the unconditional branch of guidance)."""
-        if self.label is None:
+        """The same condition with every label and text dropped (the unconditional branch of guidance)."""
+        given = self.given
+        if given is None:
             return self
-        return replace(self, null=torch.ones_like(self.label, dtype=torch.bool))
+        return replace(self, null=torch.ones(len(given), dtype=torch.bool, device=given.device))
 
     def drop(self, rows: Tensor) -> Condition:
-        """Drop the labels of ``rows`` (bool [B]) in addition to those dropped already."""
+        """Drop the labels and texts of ``rows`` (bool [B]) in addition to those dropped already."""
         return replace(self, null=rows if self.null is None else self.null | rows)
 
     def rows(self, index: Tensor) -> Condition:
         """The condition of some rows; ``index`` is int64 [n] or bool [B]."""
-        label, w, interval, null = self.label, self.w, self.interval, self.null
-        return Condition(
-            label=None if label is None else label[index],
-            w=None if w is None else w[index],
-            interval=None if interval is None else interval[index],
-            null=None if null is None else null[index],
-        )
+        return self.each(lambda value: value[index])
 
     def to(self, device: torch.device) -> Condition:
         """The same condition on another device."""
-        label, w, interval, null = self.label, self.w, self.interval, self.null
+        return self.each(lambda value: value.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """The same with every tensor in it changed."""
+
+        def of(value: Tensor | None) -> Tensor | None:
+            return None if value is None else change(value)
+
         return Condition(
-            label=None if label is None else label.to(device),
-            w=None if w is None else w.to(device),
-            interval=None if interval is None else interval.to(device),
-            null=None if null is None else null.to(device),
+            label=of(self.label),
+            w=of(self.w),
+            interval=of(self.interval),
+            null=of(self.null),
+            tokens=of(self.tokens),
+            mask=of(self.mask),
+            pooled=of(self.pooled),
         )
 
 

@@ -117,9 +117,10 @@ def open_teacher(place: Path) -> TeacherRun:
 
 def guided_between(cond: Condition | None, interval: tuple[float, float] | None) -> Condition | None:
     """The condition with guidance only between two times."""
-    if cond is None or cond.label is None or interval is None:
+    given = None if cond is None else cond.given
+    if cond is None or given is None or interval is None:
         return cond
-    bounds = torch.tensor(interval, device=cond.label.device).expand(len(cond.label), 2)
+    bounds = torch.tensor(interval, device=given.device).expand(len(given), 2)
     return replace(cond, interval=bounds)
 
 

@@ -42,10 +42,10 @@ class Foreign:
         time = t if self.clock is None else self.clock(t)
         if self.conditional:
             return self.model(x, time, cond)
-        if cond is not None and cond.label is not None:
+        if cond is not None and cond.given is not None:
             raise ValueError(
-                "teacher: expected no label, because it takes no condition, got labels "
-                f"{list(cond.label.shape)}; use a labelled teacher, or leave labels and guidance out"
+                "teacher: expected no label, because it takes no condition, got labels or tokens "
+                f"{list(cond.given.shape)}; use a labelled teacher, or leave labels and guidance out"
             )
         return self.model(x, time)
 

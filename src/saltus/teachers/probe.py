@@ -77,8 +77,8 @@ def probe(
     ValueError: teacher: expected a slope of b_0(x) on x near -1, got 1; its sign ...
     """
     if rng is None:
-        label = None if cond is None else cond.label
-        rng = Streams(0, index=torch.arange(_ROWS if label is None else len(label)))
+        given = None if cond is None else cond.given
+        rng = Streams(0, index=torch.arange(_ROWS if given is None else len(given)))
     start, end = _ends(interpolant)
     x = float(start.alpha) * rng.normal("probe", *shape)
     first = _asked(velocity, x, 0.0, cond)
@@ -181,7 +181,7 @@ def _moves(first: Tensor, last: Tensor, x: Tensor) -> None:
 
 
 def _labelled(velocity: Velocity, x: Tensor, cond: Condition | None) -> None:
-    if cond is None or cond.label is None:
+    if cond is None or cond.given is None:
         raise ValueError(
             "teacher: expected labels to guide by, got none; give probe a condition with labels, or leave "
             "guidance out"
