@@ -21,8 +21,8 @@ from typing import Any
 
 __all__ = ["Recipe", "discover", "load"]
 
-STUDENT = "STUDENT"
-"""What a recipe may hold besides: the training of methods that learn from a teacher."""
+USUAL = "usual"
+"""What a recipe may hold besides: a function (method, setting) -> its defaults for them, by option group."""
 CONSTANT = "RECIPE"
 """What marks a file as a recipe, and holds its summary."""
 
@@ -38,9 +38,11 @@ class Recipe:
         """The recipe's function; importing it imports PyTorch."""
         return self._module()[self.name]  # type: ignore[no-any-return]
 
-    def student(self) -> Any:  # noqa: ANN401 - a Training, whose import needs PyTorch
-        """How a student of a teacher is trained by default, where that differs from the rest; else None."""
-        return self._module().get(STUDENT)
+    def usual(self, method: Any, setting: str | None) -> dict[str, Any]:  # noqa: ANN401 - a Method
+        """Defaults of the recipe's parameters for a method and a named setting, where they differ from the
+        rest; the setting is None where none was named."""
+        found = self._module().get(USUAL)
+        return {} if found is None else dict(found(method, setting))
 
     def _module(self) -> dict[str, Any]:
         return vars(importlib.import_module(f"{__name__}.{self.name}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from saltus.interpolants import Trigonometric
@@ -92,11 +93,12 @@ def assemble(
     jump_weight: float = 1.0,
     dropout: float | None = None,
     lesson: Training | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> Experiment:
     """Put the parts together, or say which do not fit.
 
     A method that needs a teacher, where the system has no exact velocity, gets one that is trained first as
-    ``lesson`` says.
+    ``lesson`` says. ``arguments`` are those of the method that differ from its defaults.
     """
     found = load_method(method)
     exact = Need.TEACHER not in found.card.needs or system.velocity is not None
@@ -140,6 +142,7 @@ def assemble(
             own=own,
             dropout=dropout,
             first=first,
+            arguments=arguments or {},
         )
     )
 

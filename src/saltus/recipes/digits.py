@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saltus.data import ArrayData
 from saltus.data import digits as real_digits
+from saltus.methods import Method, Need
 from saltus.metrics import energy_distance, frechet, nearest
 from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
@@ -22,10 +23,14 @@ __all__ = ["AGREEMENT", "FRECHET", "RECIPE", "DigitsTruth", "digits"]
 
 RECIPE = "1,797 real handwritten digits, 8 x 8 pixels, by class (four minutes)"
 
-STUDENT = Training(steps=1200, batch=256)
-"""How a student of a teacher is trained by default: it starts with the teacher's weights."""
 COMPONENTS = 32
 FRECHET, AGREEMENT = "Fréchet", "agreement %"
+
+
+def usual(method: Method, setting: str | None) -> dict[str, object]:
+    """A student of a teacher is trained for less: it starts with the teacher's weights."""
+    taught = Need.TEACHER in method.card.needs
+    return {"training": Training(steps=1200, batch=256)} if taught else {}
 
 
 @torch.enable_grad()  # type: ignore[untyped-decorator]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from saltus import __version__
@@ -63,6 +63,7 @@ class Experiment:
         first: trains the teacher, in a folder of this run's, where neither is there.
         inherits: whether the student starts from the teacher's weights if it can.
         processes: that train; None joins those that torchrun started.
+        arguments: of the method, where the recipe's are not its defaults.
     """
 
     system: System
@@ -81,6 +82,7 @@ class Experiment:
     first: Experiment | None = None
     inherits: bool = True
     processes: World | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -207,7 +209,7 @@ class Experiment:
 
     def game(self, student: NetworkMap, critic: NetworkMap | None = None) -> Game | Stages:
         """The method's players, in stages if it has any; the critic is :meth:`critic` unless given."""
-        options = dict(self.method.card.plain) if self.plain else {}
+        options = {**self.arguments, **(self.method.card.plain if self.plain else {})}
         if critic is None and self.has_critic:
             critic = self.critic()
         role = dropout_role(self.method)

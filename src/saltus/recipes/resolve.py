@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -65,18 +66,20 @@ def _found(teacher: Path, options: Path) -> Path:
 
 
 def _recipe(name: str, recipe: Recipe, method: str | None, args: Sequence[str]) -> Experiment:
-    given = {} if method is None else {"method": method}
-    if method is None and "--method" in args[:-1]:
-        method = args[args.index("--method") + 1]
-    defaults: dict[str, Any] = given
-    if method is not None:  # a mistyped one is told before any option is
-        taught, student = Need.TEACHER in load_method(method).card.needs, recipe.student()
-        defaults = given | ({"training": student} if taught and student is not None else {})
+    defaults: dict[str, Any] = {} if method is None else {"method": method}
     function = recipe.function()
+    method = method or _said(args, "--method") or inspect.signature(function).parameters["method"].default
+    # a mistyped method is told before any option is
+    defaults |= recipe.usual(load_method(method), _said(args, "--setting"))
     named = partial(function, **defaults) if defaults else function
     made = parse(named, f"saltus run {name}", args)
     assert isinstance(made, Experiment)
     return made
+
+
+def _said(args: Sequence[str], option: str) -> str | None:
+    """What follows an option, before it is known which defaults the others have."""
+    return args[args.index(option) + 1] if option in args[:-1] else None
 
 
 def distilled(teacher: Path, args: Sequence[str], name: str = "") -> Experiment:
