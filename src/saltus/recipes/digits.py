@@ -27,7 +27,7 @@ COMPONENTS = 32
 FRECHET, AGREEMENT = "Fréchet", "agreement %"
 
 
-def usual(method: Method, setting: str | None) -> dict[str, object]:
+def usual(method: Method, _: str | None) -> dict[str, object]:
     """A student of a teacher is trained for less: it starts with the teacher's weights."""
     taught = Need.TEACHER in method.card.needs
     return {"training": Training(steps=1200, batch=256)} if taught else {}
