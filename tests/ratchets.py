@@ -267,7 +267,7 @@ def dead_options(sources: Sequence[Source]) -> Iterator[str]:
                 continue
             used = {n.id for s in f.body for n in ast.walk(s) if isinstance(n, ast.Name)}
             for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs):
-                if a.arg not in used | {"self", "cls"}:
+                if a.arg not in used | {"self", "cls", "_"}:
                     yield f"{source.module}:{f.lineno} {f.name}({a.arg}) is never read"
 
 
