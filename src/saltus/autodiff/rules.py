@@ -123,7 +123,9 @@ class Primitive(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         if func is Tensor.unflatten:  # torch.compile traces the function under a mode, not the method
             func = torch.unflatten
-        if not kwargs and func in _ARITHMETIC:  # with out=, alpha= and their like PyTorch's rules apply
+        # With out=, alpha= and their like PyTorch's rules apply; and the tracer of torch.compile takes some of
+        # these functions for others, and then fails at its own guards.
+        if not kwargs and not torch.compiler.is_compiling() and func in _ARITHMETIC:
             return _ARITHMETIC[func](*args)
         return _SAFE.get(func, func)(*args, **(kwargs or {}))
 
