@@ -5,9 +5,11 @@ that is zero, up to the noise of sampling, exactly when the laws (for ``frechet`
 moments) agree.
 """
 
+from saltus.metrics.bootstrap import Interval, bootstrap, from_seeds, resamples
 from saltus.metrics.energy import energy_distance
-from saltus.metrics.frechet import Moments, frechet, frechet_of_moments
+from saltus.metrics.frechet import Moments, frechet, frechet_at_infinity, frechet_of_moments
 from saltus.metrics.histogram import HistogramKL, bin_masses, histogram_kl
+from saltus.metrics.kid import KID, kid, kid_by_subsets
 from saltus.metrics.map_error import rmse
 from saltus.metrics.mmd import RBF, Laplace, mmd, scaled
 from saltus.metrics.neighbours import Nearest, nearest
@@ -21,20 +23,28 @@ __all__ = [
     "RBF",
     "TWO_SAMPLE",
     "HistogramKL",
+    "Interval",
+    "KID",
     "Laplace",
     "Moments",
     "Nearest",
     "PrecisionRecall",
     "Residuals",
     "bin_masses",
+    "bootstrap",
     "directions",
     "energy_distance",
     "frechet",
+    "frechet_at_infinity",
     "frechet_of_moments",
+    "from_seeds",
     "histogram_kl",
+    "kid",
+    "kid_by_subsets",
     "mmd",
     "nearest",
     "precision_recall",
+    "resamples",
     "residuals",
     "rmse",
     "scaled",

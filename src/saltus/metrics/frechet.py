@@ -3,6 +3,7 @@
 References:
     Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982.
     Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500.
+    Chong and Forsyth, "Effectively unbiased FID and Inception score", 2019, arXiv 1911.07023.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from saltus.metrics.pairs import as_points
+from saltus.streams import Streams
 
-__all__ = ["Moments", "frechet", "frechet_of_moments"]
+__all__ = ["Moments", "frechet", "frechet_at_infinity", "frechet_of_moments"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,15 @@ class Moments:
         count, gap = self.count + other.count, other.mean - self.mean
         between = torch.outer(gap, gap) * (self.count * other.count / count)
         return Moments(count, self.mean + gap * (other.count / count), self.scatter + other.scatter + between)
+
+    @classmethod
+    def weighted(cls, features: Tensor, weights: Tensor) -> Moments:
+        """Of rows [n, ...] that count so often each, weights [n] of whole numbers: resampled rows."""
+        (f,) = as_points(features)
+        w = weights.to(f)
+        mean = w @ f / w.sum()
+        centred = f - mean
+        return cls(int(w.sum()), mean, (centred * w.unsqueeze(1)).T @ centred)
 
     @property
     def cov(self) -> Tensor:
@@ -87,3 +98,27 @@ def frechet(x: Tensor, y: Tensor, features: Callable[[Tensor], Tensor] | None = 
     if features is not None:
         x, y = features(x), features(y)
     return frechet_of_moments(Moments.of(x), Moments.of(y))
+
+
+def frechet_at_infinity(x: Tensor, reference: Moments, sizes: int = 10, seed: int = 0) -> float:
+    """The squared Frechet distance of features x [n, D] as it would be for endlessly many samples.
+
+    The bias of n samples falls as 1/n: a line in 1/n is fitted to the distance of random parts of x, of
+    ``sizes`` sizes from a tenth to all of it, and taken at 1/n = 0. The reference's own bias stays.
+
+    Args:
+        x: at least 20 rows, and more than a few times D of them for the line to be one.
+        reference: of the data.
+        sizes: points of the fit.
+        seed: of the order of rows, of which each part is the beginning of another.
+    """
+    (f,) = as_points(x, least=20)
+    counts = torch.linspace(len(f) / 10, len(f), sizes).long()
+    values = []
+    for k, count in enumerate(counts.tolist()):
+        order = Streams(seed, step=k, index=torch.arange(len(f))).permutation("infinity")
+        values.append(frechet_of_moments(Moments.of(f[order[:count].to(f.device)]), reference))
+    inverse = 1.0 / counts.double()
+    design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
+    fit = torch.linalg.lstsq(design, torch.stack(values).cpu().unsqueeze(1)).solution
+    return float(fit[0])

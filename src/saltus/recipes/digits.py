@@ -15,6 +15,7 @@ from saltus.methods import Method, Need
 from saltus.metrics import energy_distance, frechet, nearest
 from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
+from saltus.recipes.gallery import Gallery
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.system import Drawn, Judge, System
 from saltus.training import initialised
@@ -171,6 +172,7 @@ def digits(
         classes=10 if labels else None,
         source=ArrayData(x, training.batch, label if labels else None),
         judge=judge,
+        gallery=lambda: Gallery.of(x, label, "the 1,797 digits"),
     )
     own: dict[str, object] = {
         "labels": labels,

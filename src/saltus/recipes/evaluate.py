@@ -186,6 +186,11 @@ def all_samplers(
     return [*rows, *_further(made, model, x0, label, rng)]
 
 
+def _joined(parts: Sequence[Row]) -> Row:
+    """One row that samples part after part, and keeps them on the CPU."""
+    return replace(parts[0], sample=lambda: torch.cat([part.sample().cpu() for part in parts]))
+
+
 class Exam:
     """What every sampler of a run is asked: one noise, one judge. Made once, and given to any weights.
 
@@ -200,11 +205,16 @@ class Exam:
         self._x0 = prior(self._rng, made.system.shape, made.interpolant)
 
     def rows(self, model: NetworkMap) -> list[Row]:
-        """Every way to sample a map, on the device where it is."""
+        """Every way to sample a map, on the device where it is; the judge says how many samples at a time."""
         judge, device = self.judge, next(model.parameters()).device
-        labels = None if judge.labels is None else judge.labels.to(device)
-        rng = replace(self._rng, device=device)
-        return all_samplers(self.made, model, self._x0.to(device), labels, rng, judge.counts)
+
+        def of(places: Tensor) -> list[Row]:
+            labels = None if judge.labels is None else judge.labels[places].to(device)
+            rng = replace(self._rng.rows(places), device=device)
+            return all_samplers(self.made, model, self._x0[places].to(device), labels, rng, judge.counts)
+
+        parts = [of(places) for places in torch.split(torch.arange(judge.count), judge.batch or judge.count)]
+        return parts[0] if len(parts) == 1 else [_joined(alike) for alike in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def measure(self, row: Row, least: float = 0.2) -> Measured:
@@ -223,14 +233,15 @@ class Exam:
 
 
 @torch.no_grad()
-def evaluate(made: Experiment, model: NetworkMap) -> Iterator[Measured]:
+def evaluate(made: Experiment, model: NetworkMap, exam: Exam | None = None) -> Iterator[Measured]:
     """Yield one line after another; every sampler starts from the same noise.
 
     Args:
         made: what trained the map.
         model: the averaged map.
+        exam: what it is asked; made now by default.
     """
-    exam = Exam(made)
+    exam = exam or Exam(made)
     for row in exam.rows(model):
         yield exam.measure(row)
     real = exam.judge.real()
@@ -244,7 +255,7 @@ def _count(k: int, thing: str) -> str:
     return f"{k} {thing}" if k == 1 else f"{k} {thing}s"
 
 
-def tables(lines: Sequence[Measured], title: str, against: str = "") -> list[Table]:
+def tables(lines: Sequence[Measured], title: str, against: str = "", protocol: str = "") -> list[Table]:
     """The lines as a table with a rule between groups; where a teacher judged, as two: what it says, and then
     what the system's own judge says of the same samples.
 
@@ -252,10 +263,11 @@ def tables(lines: Sequence[Measured], title: str, against: str = "") -> list[Tab
         lines: of an evaluation.
         title: of the first table.
         against: the title of the second.
+        protocol: of the figures of the system's own judge, below them.
     """
     names = list(dict.fromkeys(n for m in lines for n in m.figures))
     if OFF not in names:
-        return [_table(lines, names, title)]
+        return [_table(lines, names, title, protocol)]
     beside = [n for n in (OFF, NEAR) if n in names]
     note = (
         f"{OFF}: distance to where the teacher's ODE of {ODE_STEPS} steps sends the same\n"
@@ -264,7 +276,7 @@ def tables(lines: Sequence[Measured], title: str, against: str = "") -> list[Tab
     )
     parts = [_table([m for m in lines if OFF in m.figures or NEAR in m.figures], beside, title, note)]
     rest = [n for n in names if n not in beside]
-    return [*parts, _table(lines, rest, against, ms=False)] if rest else parts
+    return [*parts, _table(lines, rest, against, protocol, ms=False)] if rest else parts
 
 
 def _table(

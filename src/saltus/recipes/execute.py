@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from saltus.page import write_page
 from saltus.page.files import PAGE
 from saltus.recipes.doctor import counted
 from saltus.recipes.environment import environment
-from saltus.recipes.evaluate import EULERS, Measured, all_samplers, evaluate, tables
+from saltus.recipes.evaluate import EULERS, Exam, Measured, all_samplers, evaluate, tables
 from saltus.recipes.evaluate import STEPS as PICTURED
 from saltus.recipes.exhausted import explaining
 from saltus.recipes.experiment import TEACHER, Experiment
@@ -28,6 +29,7 @@ from saltus.recipes.folder import (
     SAMPLES,
     WEIGHTS,
     read_json,
+    scored_before,
     whole,
     write_json,
 )
@@ -118,13 +120,13 @@ def _memory(made: Experiment) -> str:
 def _conclude(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
     """Draw and measure a trained map, and say where everything is."""
     show_samples(made, model, folder / SAMPLES)
-    lines = [] if made.output.skip_evaluation else record(made, model, folder)
+    lines, protocol = Recorded([], "") if made.output.skip_evaluation else record(made, model, folder)
     if lines:
         conclude(made, model, folder, lines)
     refresh(folder)
     if not made.output.quiet:
         if lines:
-            show(made, lines)
+            show(made, lines, protocol=protocol)
         print(f"memory   {_memory(made)} at most while training")
         print(f"run      {folder}/")
         print(f"picture  {folder / SAMPLES}")
@@ -154,20 +156,33 @@ def _taught(made: Experiment, place: Path) -> Experiment:
     return made.taught(place)
 
 
-def record(made: Experiment, model: NetworkMap, folder: Path) -> list[Measured]:
+class Recorded(NamedTuple):
+    """An evaluation, and the protocol of its figures in words."""
+
+    lines: list[Measured]
+    protocol: str
+
+
+def record(made: Experiment, model: NetworkMap, folder: Path) -> Recorded:
     """Measure, and write the figures into the run folder."""
     with Console(quiet=made.output.quiet).status("measuring", spinner="line"):
-        lines = list(evaluate(made, model))
-    write_json(folder / EVALUATION, {"run": made.name, "lines": [asdict(m) for m in lines]})
-    return lines
+        exam = Exam(made)
+        lines, protocol = list(evaluate(made, model, exam)), exam.judge.note
+    said = {"protocol": protocol} if protocol else {}
+    plain = {"run": made.name, **said, "lines": [asdict(m) for m in lines]}
+    write_json(folder / EVALUATION, plain | scored_before(folder))
+    return Recorded(lines, protocol)
 
 
 def show(
-    made: Experiment, lines: Sequence[Measured], weights: str = "moving average of the weights"
+    made: Experiment,
+    lines: Sequence[Measured],
+    weights: str = "moving average of the weights",
+    protocol: str = "",
 ) -> None:
     """Print the figures of a run, taken with these weights."""
     title = f"{made.name} after {made.training.steps:,} steps ({weights})"
     against = f"the same against {made.system.name}"
     against += " (evaluation only: training read no data)" if made.data_free else ""
-    for part in tables(lines, title, against):
+    for part in tables(lines, title, against, protocol):
         part.show()

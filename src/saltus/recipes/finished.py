@@ -16,6 +16,7 @@ from tyro import conf
 from saltus.maps import NetworkMap
 from saltus.plots import check_matplotlib
 from saltus.recipes.averages import Choice
+from saltus.recipes.evaluate import Exam
 from saltus.recipes.evaluate import evaluate as measured
 from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
@@ -138,10 +139,12 @@ def evaluate(run: conf.Positional[RunPath], weights: Choice = Choice()) -> None:
     logged(run)  # a damaged log is told before anything is measured
     if weights != DEFAULT:
         which = open_run(run, weights).which
-        lines = list(measured(made, model))
+        exam = Exam(made)
+        lines = list(measured(made, model, exam))
         append(run, made.training.steps, which, lines)
-        show(made, lines, which)
+        show(made, lines, which, exam.judge.note)
         return
-    show(made, record(made, model, run))
+    lines, protocol = record(made, model, run)
+    show(made, lines, protocol=protocol)
     for path in draw_all(made, model, run):
         print(f"picture  {path}")

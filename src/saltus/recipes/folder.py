@@ -33,10 +33,12 @@ __all__ = [
     "METRICS",
     "OPTIONS",
     "SAMPLES",
+    "SCORED",
     "WEIGHTS",
     "check_above",
     "check_file",
     "read_json",
+    "scored_before",
     "weights_of",
     "whole",
     "write_json",
@@ -45,6 +47,8 @@ __all__ = [
 OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
 SAMPLES, EVALUATION = "samples.png", "evaluation.json"
 ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
+SCORED = "scored"
+"""In an evaluation: figures of samples by features, each with its protocol."""
 EVALUATIONS, GRIDS = "evaluations.jsonl", "grids"
 
 
@@ -99,6 +103,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
+
+
+def scored_before(folder: Path) -> dict[str, Any]:
+    """What ``saltus evaluate`` with options of its own has written into a run's evaluation, to be kept."""
+    try:
+        return {k: v for k, v in read_json(folder / EVALUATION, EVALUATION).items() if k == SCORED}
+    except ValueError:  # none yet, or a damaged one, which is about to be written anew
+        return {}
 
 
 def weights_of(run: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from saltus.recipes.gallery import Gallery
 from saltus.streams import Streams
 from saltus.typing import Batch, Condition, Velocity
 
@@ -45,6 +46,8 @@ class Judge:
         real: the same figures for fresh data in place of samples: what perfection scores.
         counts: the step counts of its table, where the method's card allows them.
         published: figures in print, by step count.
+        batch: samples drawn at a time; None draws all at once.
+        note: the protocol of the figures: what two of them must have in common to be compared.
     """
 
     count: int
@@ -53,6 +56,8 @@ class Judge:
     real: Callable[[], dict[str, float]]
     counts: tuple[int, ...] = (1, 2, 4, 8)
     published: Mapping[int, dict[str, float]] = field(default_factory=dict)
+    batch: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,7 @@ class System:
         source: streams -> batch, for training.
         judge: makes the judge when it is needed (it may have to prepare).
         velocity: the exact velocity on the linear interpolant, where it is known: a teacher.
+        gallery: the real images, for judges that look at features; None where there are none.
     """
 
     name: str
@@ -76,6 +82,7 @@ class System:
     source: Callable[[Streams], Batch]
     judge: Callable[[], Judge]
     velocity: Velocity | None = None
+    gallery: Callable[[], Gallery] | None = None
 
 
 def asked(label: Tensor | None, w: Tensor | None = None) -> Condition | None:
