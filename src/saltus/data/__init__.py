@@ -1,7 +1,9 @@
-"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits; or only noise."""
+"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits, pictures on a disk;
+or only noise."""
 
 from saltus.data.arrays import ArrayData
 from saltus.data.digits import digits
+from saltus.data.images import Channels, Corrupt, Images, open_images
 from saltus.data.noise import Noise
 from saltus.data.pairs import Pairs
 from saltus.data.toy import (
@@ -18,7 +20,10 @@ from saltus.data.toy import (
 
 __all__ = [
     "ArrayData",
+    "Channels",
     "Checkerboard",
+    "Corrupt",
+    "Images",
     "Noise",
     "Pairs",
     "Source",
@@ -27,6 +32,7 @@ __all__ = [
     "eight_gaussians",
     "from_density",
     "from_mixture",
+    "open_images",
     "pinwheel",
     "swiss_roll",
     "two_moons",

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from saltus.data.order import rows_of
 from saltus.streams import Streams
 from saltus.tensors import check_finite, placed
 from saltus.typing import Batch, Condition
 
 __all__ = ["ArrayData"]
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order of the rows in an epoch, int64 [count] on the CPU; a batch touches two epochs at most."""
-    return Streams(seed, step=epoch, index=torch.arange(count), prefix="data/").permutation("order")
 
 
 def _check_tensor(value: object, name: str) -> None:
@@ -34,9 +28,8 @@ def _check_tensor(value: object, name: str) -> None:
 class ArrayData:
     """Batches of an array, in an order that is a function of (seed, step) alone.
 
-    Sample k = step * batch + index of the run is row ``order_e[k mod N]`` with e = k // N the epoch and
-    order_e a permutation keyed by (seed, e). So every row is seen once an epoch, epochs do not
-    restart within a batch, and neither resuming nor the count of processes changes anything.
+    The order is that of :func:`saltus.data.order.rows_of`: every row once an epoch, whatever the processes,
+    the micro-batches and the resumptions.
 
     Attributes:
         x: floating point [N, ...], or uint8, which is scaled from [0, 255] to [-1, 1] when drawn.
@@ -89,18 +82,7 @@ class ArrayData:
 
     def rows(self, rng: Streams) -> Tensor:
         """Which rows of the data the streams' samples are, int64 [B] on the CPU."""
-        if len(rng.index) and not 0 <= int(rng.index.min()) <= int(rng.index.max()) < self.batch:
-            raise ValueError(
-                f"streams: expected global indices below the batch of {self.batch}, got one of "
-                f"{int(rng.index.max())}; give ArrayData the global batch size"
-            )
-        k = rng.step * self.batch + rng.index
-        rows = torch.empty_like(k)
-        epochs = k // len(self.x)
-        for epoch in torch.unique(epochs).tolist():
-            here = epochs == epoch
-            rows[here] = _order(rng.seed, epoch, len(self.x))[k[here] % len(self.x)]
-        return rows
+        return rows_of(rng, self.batch, len(self.x))
 
     def __call__(self, rng: Streams) -> Batch:
         """The batch of a step: x0 from the stream "x0", x1 and its labels from the data."""
