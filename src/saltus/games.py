@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Protocol, overload
+from typing import Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,12 @@ __all__ = [
     "Game",
     "Move",
     "Project",
+    "Projected",
+    "Reproject",
     "Stage",
     "Stages",
     "as_game",
+    "reprojecting",
     "student_move",
 ]
 
@@ -171,6 +174,53 @@ class Project:
             p.copy_(self.rule(p))
 
 
+@runtime_checkable
+class Projected(Protocol):
+    """A network whose weights live on a set of their own, a sphere say."""
+
+    def project(self) -> None:
+        """Put the weights back onto it, in place; what the network computes stays the same."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Reproject:
+    """Project every part of a module that is :class:`Projected`."""
+
+    module: nn.Module
+
+    def __call__(self) -> None:
+        for part in _projected(self.module):
+            part.project()
+
+
+def _projected(module: nn.Module) -> list[Projected]:
+    """The outermost parts of a module that are projected."""
+    if isinstance(module, Projected):
+        return [module]
+    return [part for child in module.children() for part in _projected(child)]
+
+
+@overload
+def reprojecting(game: Game) -> Game: ...
+
+
+@overload
+def reprojecting(game: Stages) -> Stages: ...
+
+
+def reprojecting(game: Game | Stages) -> Game | Stages:
+    """The same game in which a move of a network that is :class:`Projected` projects it, before anything else
+    that is done when it has stepped; magnitude-preserving networks are trained so."""
+    if isinstance(game, Stages):
+        return Stages(tuple(replace(stage, build=_Reprojecting(stage)) for stage in game.stages))
+    moves = [
+        replace(move, after=(Reproject(move.module), *move.after)) if _projected(move.module) else move
+        for move in game.moves
+    ]
+    return replace(game, moves=tuple(moves))
+
+
 def learned_weights(objective: Objective) -> list[nn.Module]:
     """The modules in the role ``weight`` of an objective, or of the parts of a sum, each once; also where a
     weight is the inner one of others."""
@@ -216,3 +266,19 @@ class _Played:
 
     def __call__(self, artifacts: Mapping[str, Artifact]) -> Game:
         return as_game(self.stage.build(artifacts), self.student)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reprojecting:
+    """The build of a stage whose game projects weights."""
+
+    stage: Stage
+
+    def __call__(self, artifacts: Mapping[str, Artifact]) -> Game:
+        built = self.stage.build(artifacts)
+        if not isinstance(built, Game):
+            raise ValueError(
+                f"reprojecting: expected stages that build games, got {type(built).__name__} in "
+                f"{self.stage.name!r}; use as_game(stages, student) first"
+            )
+        return reprojecting(built)

@@ -139,7 +139,10 @@ def test_ways_agree(name: str) -> None:
         assert other.u.requires_grad == isinstance(how, FiniteDifference)
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = ("edm2", "ddpmpp")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.all if n in LONG else ()) for n in NAMES])
 def test_compiled_loss_equals_eager(name: str) -> None:
     torch.compiler.reset()
     net, (point, along, cond) = make(name), draw()
@@ -165,10 +168,10 @@ def test_inductor_equals_eager() -> None:
     assert max(relative(a, b) for a, b in pairs) < 1e-10
 
 
-DRIFT = {"mlp": 0.01, "residual-mlp": 0.03, "unet": 0.06, "dit": 0.02}
+DRIFT = {"mlp": 0.01, "residual-mlp": 0.03, "unet": 0.06, "dit": 0.02, "edm2": 0.05, "ddpmpp": 0.1}
 """Largest relative change of value, derivative and gradient under bf16 autocast, at random weights that
 amplify (s.d. 0.2). Measured: mlp .005 .003 .006; residual-mlp .014 .011 .021; unet .011 .025 .038; dit
-.010 .010 .013."""
+.010 .010 .013; edm2 below .035; ddpmpp, of twice the convolutions, .020 .032 .070."""
 
 
 @pytest.mark.parametrize("name", NAMES)

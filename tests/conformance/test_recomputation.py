@@ -86,7 +86,7 @@ def test_gradient_is_the_plain_networks(name: str, method: str) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_under_autocast(name: str) -> None:
     """The recomputation runs in the same mixture of precisions, to the bit. Only where a tensor enters
-    several blocks (the skips of the U-Net) half-precision gradients are added up in another order: they
+    several blocks (the skips of the U-Nets) half-precision gradients are added up in another order: they
     differ by less than half precision itself does."""
     network, loss, measured = losses(name, "lsd", torch.float32, Precision.BF16)
     plain = measured(loss)
@@ -95,7 +95,7 @@ def test_under_autocast(name: str) -> None:
     loss.precision = Precision.FLOAT32
     drift = error(measured(loss), plain)
     assert torch.equal(again[0], plain[0]) and drift > 1e-4
-    assert error(again, plain) <= (0.25 * drift if name == "unet" else 0.0)
+    assert error(again, plain) <= (0.25 * drift if name in ("unet", "edm2", "ddpmpp") else 0.0)
 
 
 SLOW = [("unet", "lsd"), ("unet", "mean_flow"), ("dit", "mean_flow"), ("mlp", "mean_flow")]

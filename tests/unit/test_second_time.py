@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
-from saltus.nn import BACKBONES, build
+from saltus.nn import BACKBONES, EDM2, build
 from saltus.teachers import from_teacher
 from saltus.typing import Condition
 
@@ -125,6 +125,11 @@ def learns(student: NetworkMap, x: Tensor, s: Tensor, t: Tensor, cond: Condition
         new = [first[:, 22:28], *([first[:, 28:]] if first.shape[1] > 28 else [])]
         assert float(first[:, 22:28].detach().abs().max()) == 0.0
         assert first.grad is not None and float(first.grad[:, 22:].abs().max(dim=0).values.min()) > 0.0, new
+        return
+    if isinstance(net, EDM2):  # gains and balances stand before what is new
+        gains = [net.gap_gain, *net.balance.values()]
+        assert all(p.grad is not None and float(p.grad.abs().max()) > 0.0 for p in gains)
+        assert float(net.gap_gain.detach()) == 0.0
         return
     own = {k: p for k, p in net.named_parameters() if k.startswith("conditioning.")}
     times = own["conditioning.times.weight"]

@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saltus.autodiff import Aside, Beside
+from saltus.nn.magnitude import MPLinear
 from saltus.tensors import upcast
 from saltus.typing import Condition, Output
 
-__all__ = ["AdaptedLinear", "GuidanceAdapters"]
+__all__ = ["AdaptedLinear", "AdaptedMPLinear", "GuidanceAdapters"]
 
 _FEATURES = 4
 
@@ -44,7 +45,33 @@ def strength_features(w: Tensor) -> Tensor:
     return torch.stack([a, a * a, torch.sin(math.pi * a), 1.0 - torch.cos(math.pi * a)], dim=-1)
 
 
-class AdaptedLinear(nn.Linear, Beside):
+class _Part(Beside):
+    """What stands beside a layer, with its parameters among those of the layer."""
+
+    down: nn.Parameter
+    up: nn.Parameter
+    gate: nn.Parameter
+
+    def _place(self, weight: Tensor, rank: int, aside: Aside) -> None:
+        leave, enter = weight.shape
+        self.down = nn.Parameter(weight.new_empty(rank, enter))
+        self.up = nn.Parameter(weight.new_zeros(leave, rank))
+        self.gate = nn.Parameter(weight.new_empty(rank, _FEATURES))
+        nn.init.normal_(self.down, std=enter**-0.5)
+        nn.init.normal_(self.gate)
+        self.aside = aside
+
+    def _beside(self, h: Tensor, y: Tensor) -> Tensor:
+        """y, the layer's value at h [B, ..., in], plus U (g(w) * D h)."""
+        features = self.aside.value
+        if features is None:
+            return y
+        g = F.linear(features.to(self.gate.dtype), self.gate)
+        g = g.reshape(g.shape[0], *(1,) * (h.ndim - 2), g.shape[1])
+        return y + F.linear(g * F.linear(h, self.down), self.up)
+
+
+class AdaptedLinear(nn.Linear, _Part):
     """A frozen linear layer with a gated part of low rank beside it.
 
     Args:
@@ -57,22 +84,31 @@ class AdaptedLinear(nn.Linear, Beside):
         super().__init__(1, 1, bias=False, device="meta")  # its weights are the base's
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.up = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        self.gate = nn.Parameter(base.weight.new_empty(rank, _FEATURES))
-        nn.init.normal_(self.down, std=base.in_features**-0.5)
-        nn.init.normal_(self.gate)
-        self.aside = aside
+        self._place(base.weight, rank, aside)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, ..., in] -> [B, ..., out]."""
-        y = F.linear(h, self.weight, self.bias)
-        features = self.aside.value
-        if features is None:
-            return y
-        g = F.linear(features.to(self.gate.dtype), self.gate)
-        g = g.reshape(g.shape[0], *(1,) * (h.ndim - 2), g.shape[1])
-        return y + F.linear(g * F.linear(h, self.down), self.up)
+        return self._beside(h, F.linear(h, self.weight, self.bias))
+
+
+class AdaptedMPLinear(MPLinear, _Part):
+    """The same beside a frozen magnitude-preserving layer; its gain leaves the part alone.
+
+    Args:
+        base: the layer, whose weight is taken as it is.
+        rank: of the part beside it.
+        aside: as for :class:`AdaptedLinear`.
+    """
+
+    def __init__(self, base: MPLinear, rank: int, aside: Aside) -> None:
+        super().__init__(1, 1)
+        self.in_features, self.out_features, self.fan_in = base.in_features, base.out_features, base.fan_in
+        self.weight = base.weight
+        self._place(base.weight, rank, aside)
+
+    def forward(self, h: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """[B, ..., in] -> [B, ..., out]."""
+        return self._beside(h, super().forward(h, gain))
 
 
 class GuidanceAdapters(nn.Module):
@@ -101,13 +137,17 @@ class GuidanceAdapters(nn.Module):
             raise ValueError(f"adapters: expected a rank of at least 1, got {rank}; 4 is usual")
         self._aside = Aside()
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
-        inner = [m for m in self.backbone.modules() if not isinstance(m, AdaptedLinear)]
+        inner = [m for m in self.backbone.modules() if not isinstance(m, _Part)]
         count = 0
         for module in inner:
             for name, child in module.named_children():
                 if type(child) is nn.Linear:
                     module.add_module(name, AdaptedLinear(child, rank, self._aside))
-                    count += 1
+                elif type(child) is MPLinear:
+                    module.add_module(name, AdaptedMPLinear(child, rank, self._aside))
+                else:
+                    continue
+                count += 1
         if count == 0:
             raise ValueError(
                 f"adapters: expected a network with linear layers, got {type(backbone).__name__} without; "

@@ -18,7 +18,16 @@ from saltus.nn.inherit import fold_constant
 from saltus.tensors import check_times, upcast
 from saltus.typing import Condition, Output
 
-__all__ = ["Conditioning", "Readout", "RMSNorm", "check_input", "sinusoidal", "small_features"]
+__all__ = [
+    "Conditioning",
+    "LayerNorm",
+    "Readout",
+    "RMSNorm",
+    "check_condition",
+    "check_input",
+    "sinusoidal",
+    "small_features",
+]
 
 SMALL = 6
 """How many numbers :func:`small_features` makes of a time."""
@@ -78,6 +87,17 @@ class RMSNorm(nn.Module):
         return y if self.weight is None else y * self.weight.to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """(x - mean)/s.d. over the last axis, without weights, in primitive operations: a backward pass through
+    the derivative of PyTorch's fused one is wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = upcast(x)
+        centred = wide - wide.mean(-1, keepdim=True)
+        y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-6)
+        return y.to(x.dtype)
+
+
 class ClassEmbedding(nn.Module):
     """A vector for each class, and one of its own, in the last row, for rows without a label."""
 
@@ -90,35 +110,67 @@ class ClassEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02 if width > 64 else 0.1)
 
     def forward(self, x: Tensor, cond: Condition | None) -> Tensor:
-        null = torch.full(x.shape[:1], self.classes, dtype=torch.int64, device=x.device)
-        if cond is None or cond.label is None:
-            label = null
-        else:
-            _check_rows(x, cond.label, "label")
-            label = cond.label if cond.null is None else torch.where(cond.null, null, cond.label)
-            self._check_range(label)
-        out: Tensor = self.table(label)
+        out: Tensor = self.table(rows_of_table(x, cond, self.classes))
         return out
 
-    def _check_range(self, label: Tensor) -> None:
-        """Labels are 0, ..., classes - 1, or classes where dropped. Other devices are not waited for."""
-        if label.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"label: expected int64 classes, got {label.dtype}; use label.long()")
-        if torch.compiler.is_compiling() or label.device.type != "cpu" or not label.numel():
-            return
-        low, high = (int(end) for end in torch.aminmax(label))
-        if low < 0 or high > self.classes:
+
+def rows_of_table(x: Tensor, cond: Condition | None, classes: int) -> Tensor:
+    """The labels, with ``classes`` in rows that have none or whose label is dropped: int64 [B]."""
+    null = torch.full(x.shape[:1], classes, dtype=torch.int64, device=x.device)
+    if cond is None or cond.label is None:
+        return null
+    _check_rows(x, cond.label, "label")
+    label = cond.label if cond.null is None else torch.where(cond.null, null, cond.label)
+    if label.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"label: expected int64 classes, got {label.dtype}; use label.long()")
+    if torch.compiler.is_compiling() or label.device.type != "cpu" or not label.numel():
+        return label  # other devices are not waited for
+    low, high = (int(end) for end in torch.aminmax(label))
+    if low < 0 or high > classes:
+        raise ValueError(
+            f"label: expected classes from 0 to {classes - 1}, got {low if low < 0 else high}; "
+            "number the classes from 0, or build the network with more of them"
+        )
+    return label
+
+
+class Pooled(nn.Module):
+    """A linear layer of the embedding of a whole text, and a vector of its own for rows without a text.
+
+    Args:
+        size: of the embedding.
+        width: of the result.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(size))
+        self.enter = nn.Linear(size, width, bias=False)
+
+    def forward(self, x: Tensor, cond: Condition | None) -> Tensor:
+        """cond.pooled [B, size] -> [B, width]."""
+        none = self.null.expand(x.shape[0], -1)
+        out: Tensor
+        if cond is None or cond.pooled is None:
+            out = self.enter(none)
+            return out
+        if cond.pooled.shape != none.shape:
             raise ValueError(
-                f"label: expected classes from 0 to {self.classes - 1}, got {low if low < 0 else high}; "
-                "number the classes from 0, or build the network with more of them"
+                f"pooled: expected shape {list(none.shape)}, one embedding a row of x, got "
+                f"{list(cond.pooled.shape)}; build the network with pooled={cond.pooled.shape[-1]}"
             )
+        seen = cond.pooled.to(none.dtype)
+        if cond.null is not None:
+            seen = torch.where(cond.null.unsqueeze(-1), none, seen)
+        out = self.enter(seen)
+        return out
 
 
 class Conditioning(nn.Module):
     """c(s, t - s, label, w) [B, width]: what modulates every block of a network.
 
-    A two-layer network of the time features, plus the class vector, plus that of the guidance
-    strength; all in the precision of the parameters, never in that of autocast.
+    A two-layer network of the time features, plus the class vector, plus those of the guidance
+    strength and of the whole text; all in the precision of the parameters, never in that of autocast.
 
     Args:
         width: of the result.
@@ -126,6 +178,9 @@ class Conditioning(nn.Module):
         size: how many features there are of one time.
         classes: number of labels; None is a network without labels.
         guidance: whether the guidance strength ``cond.w`` is an input; None stands for w = 1.
+        pooled: size of the embedding of a whole text, ``cond.pooled``; None is a network without.
+        late: whether class, strength and text are added behind the second layer (as in the published
+            DiT) in place of behind the first.
     """
 
     def __init__(
@@ -135,26 +190,37 @@ class Conditioning(nn.Module):
         size: int = SMALL,
         classes: int | None = None,
         guidance: bool = False,
+        pooled: int | None = None,
+        late: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
+        self.late = late
         self.times = nn.Linear(2 * size, width)
         self.mix = nn.Linear(width, width)
         self.label = None if classes is None else ClassEmbedding(classes, width)
         self.w = nn.Linear(SMALL, width) if guidance else None
+        self.pooled = None if pooled is None else Pooled(pooled, width)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        check_label(self.label is not None, cond)
         dtype = self.times.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             seen = torch.cat([self.features(s), self.features(t - s)], dim=-1)
             h = self.times(seen.to(dtype))
-            if self.label is not None:
-                h = h + self.label(x, cond)
-            if self.w is not None:
-                h = h + self.w(guidance_features(x, cond).to(dtype))
-            c: Tensor = F.silu(self.mix(F.silu(h)))
-        return c
+            if not self.late:
+                h = self._add(h, x, cond)
+            c: Tensor = self.mix(F.silu(h))
+            return F.silu(self._add(c, x, cond) if self.late else c)
+
+    def _add(self, h: Tensor, x: Tensor, cond: Condition | None) -> Tensor:
+        """h plus the vectors of what there is beside the times."""
+        if self.label is not None:
+            h = h + self.label(x, cond)
+        if self.w is not None:
+            h = h + self.w(guidance_features(x, cond).to(h.dtype))
+        if self.pooled is not None:
+            h = h + self.pooled(x, cond)
+        return h
 
     def forget_gap(self) -> None:
         """Make c(s, t - s) what it is now at t = s, for every t; the weights on t - s can learn again."""
@@ -162,13 +228,30 @@ class Conditioning(nn.Module):
         fold_constant(self.times, slice(len(none), None), none)
 
 
-def check_label(labelled: bool, cond: Condition | None) -> None:
-    """Raise a ValueError if a label is given to a network that has no classes."""
-    if not labelled and cond is not None and cond.label is not None:
-        raise ValueError(
-            "network condition: expected no label, because the network was built without classes, got "
-            f"labels {list(cond.label.shape)}; build it with classes=... or drop the label"
-        )
+def check_condition(
+    cond: Condition | None, label: bool = False, tokens: bool = False, pooled: bool = False
+) -> None:
+    """Raise a ValueError if a network is given a label or a text that it does not take.
+
+    Args:
+        cond: what is given.
+        label: whether it takes labels, and so on.
+        tokens: whether it takes a sequence.
+        pooled: whether it takes the embedding of a whole text.
+    """
+    if cond is None:
+        return
+    for name, value, taken, fix in (
+        ("label", cond.label, label, "classes"),
+        ("tokens", cond.tokens, tokens, "tokens"),
+        ("pooled", cond.pooled, pooled, "pooled"),
+    ):
+        if value is not None and not taken:
+            plural = {"label": "labels"}.get(name, name)
+            raise ValueError(
+                f"network condition: expected no {name}, because the network was built without {fix}, got "
+                f"{plural} {list(value.shape)}; build it with {fix}=... or drop the {name}"
+            )
 
 
 def _check_rows(x: Tensor, value: Tensor, name: str) -> None:

@@ -13,9 +13,26 @@ _HEADS, _LAYER = "out.heads.", "out.u."
 _INPUTS = {
     "conditioning.label.": "label",
     "conditioning.w.": "strength of guidance",
+    "conditioning.pooled.": "embedding of a whole text",
+    "balance.label": "label",
+    "balance.w": "strength of guidance",
     "label.": "label",
+    "w.": "strength of guidance",
+    "text.": "tokens",
 }
 """Parameters by which an input enters a network of :mod:`saltus.nn`, and what the input is."""
+_BEHIND = ("label.", "w.", "text.")
+"""Those of a new input that have zeros after them, so that they keep what they start with and can learn."""
+_CROSS, _CROSS_END = ".cross.", ".cross.leave."
+
+
+def _fresh(name: str, own: Tensor) -> Tensor | None:
+    """The weights of an input that only the student has; None for other weights."""
+    if _CROSS in name:
+        return torch.zeros_like(own) if _CROSS_END in name else own.clone()
+    if not name.startswith(tuple(_INPUTS)):
+        return None
+    return own.clone() if name.startswith(_BEHIND) else torch.zeros_like(own)
 
 
 def copied(student: nn.Module, teacher: nn.Module, columns: Mapping[str, Tensor] | None = None) -> None:
@@ -42,10 +59,8 @@ def copied(student: nn.Module, teacher: nn.Module, columns: Mapping[str, Tensor]
         source = theirs.get(name)
         if source is None and name.startswith(_HEADS):
             source = theirs.get(_LAYER + name.rpartition(".")[2])
-        if source is None and name.startswith(tuple(_INPUTS)):
-            source = torch.zeros_like(own)
-            if name == "label.table.weight":  # of the MLP, whose columns are zero and must be able to learn
-                source = own.clone()
+        if source is None:
+            source = _fresh(name, own)
         into = own[:, columns[name]] if name in columns else own
         if source is None or source.shape != into.shape:
             got = "none" if source is None else str(list(source.shape))

@@ -15,8 +15,8 @@ from saltus.nn.embeddings import (
     Conditioning,
     Readout,
     RMSNorm,
+    check_condition,
     check_input,
-    check_label,
     guidance_features,
     small_features,
 )
@@ -85,7 +85,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """u_{s,t}(x) and the second heads: x [B, *shape], s and t [B] -> [B, *shape]."""
         check_input(x, s, t, self.shape)
-        check_label(self.label is not None, cond)
+        check_condition(cond, label=self.label is not None)
         seen = [x.flatten(1), small_features(s), small_features(t - s)]
         if self.label is not None:
             seen.append(self.label(x, cond))
@@ -187,6 +187,7 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """u_{s,t}(x) and the second heads: x [B, *shape], s and t [B] -> [B, *shape]."""
         check_input(x, s, t, self.shape)
+        check_condition(cond, label=self.conditioning.label is not None)
         c = self.conditioning(x, s, t, cond)
         h = self.stem(x.flatten(1))
         for block in self.blocks:

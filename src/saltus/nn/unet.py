@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saltus.nn.attention import SelfAttention
-from saltus.nn.embeddings import Conditioning, Readout, check_input, sinusoidal
+from saltus.nn.embeddings import Conditioning, Readout, check_condition, check_input, sinusoidal
 from saltus.nn.inherit import copied
 from saltus.tensors import like
 from saltus.typing import Condition, Output
@@ -129,6 +129,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """u_{s,t}(x) and the second heads: x [B, C, H, W], s and t [B] -> [B, C, H, W]."""
         check_input(x, s, t, self.shape)
+        check_condition(cond, label=self.conditioning.label is not None)
         c = self.conditioning(x, s, t, cond)
         h, skips = self.stem(x), []
         blocks = list(self.blocks)

@@ -118,6 +118,8 @@ def assemble(
         classes=system.classes,
         heads=("v",) if Need.HEAD in found.card.needs else (),
         guidance=guidance is not None,
+        patch=network.patch,
+        positions=network.positions,
     )
     resolved = {**asdict(network), "parametrisation": parametrisation}
     own = {**own, "plain": plain}

@@ -10,7 +10,7 @@ from pathlib import Path
 from saltus import __version__
 from saltus.autodiff import recomputed
 from saltus.data import Noise
-from saltus.games import Game, Stages, as_game
+from saltus.games import Game, Stages, as_game, reprojecting
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
@@ -222,7 +222,7 @@ class Experiment:
             low, high = taken[CORRECTION].default
             options[CORRECTION] = (max(low, self.interval[0]), max(low, min(high, self.interval[1])))
         built = self.method.wired(student, teacher=self.velocity(), critic=critic, **options)
-        return emphasised(as_game(built, student), self.jump_weight)
+        return reprojecting(emphasised(as_game(built, student), self.jump_weight))
 
     def fit(self, student: NetworkMap, game: Game | Stages | None = None) -> Fit:
         """The loop over the game, which is :meth:`game` unless given."""

@@ -29,12 +29,16 @@ class ModelSpec:
     Attributes:
         shape: of one sample.
         backbone: a key of :data:`saltus.nn.BACKBONES`.
-        size: tiny, small, base or large.
+        size: a key of its sizes.
         parametrisation: a key of :data:`PARAMETRISATIONS`.
         sigma_data: the standard deviation of the data, for parametrisations that use it.
         classes: number of labels, None without.
         heads: names of the network's second outputs.
         guidance: whether the strength of guidance is an input of the network.
+        patch: side of a patch of a network that has patches; None is its own.
+        positions: learned or rotary, of a network that has positions; None is its own.
+        tokens: size of a token of the text that the network takes, None without.
+        pooled: size of the embedding of a whole text that it takes, None without.
 
     >>> spec = ModelSpec(shape=(2,))
     >>> ModelSpec.from_plain({**spec.plain(), "shape": [2]}) == spec
@@ -49,10 +53,25 @@ class ModelSpec:
     classes: int | None = None
     heads: tuple[str, ...] = ()
     guidance: bool = False
+    patch: int | None = None
+    positions: str | None = None
+    tokens: int | None = None
+    pooled: int | None = None
 
     def build(self) -> NetworkMap:
         """The flow map, with initial weights from PyTorch's global generator."""
-        network = nn.build(self.backbone, self.size, self.shape, self.classes, self.heads, self.guidance)
+        network = nn.build(
+            self.backbone,
+            self.size,
+            self.shape,
+            self.classes,
+            self.heads,
+            self.guidance,
+            self.patch,
+            self.positions,
+            self.tokens,
+            self.pooled,
+        )
         if self.parametrisation not in PARAMETRISATIONS:
             known = ", ".join(PARAMETRISATIONS)
             raise ValueError(f"parametrisation: expected one of {known}, got {self.parametrisation!r}")
@@ -87,6 +106,12 @@ MOST_NUMBERS = 2**28
 """In a sample, or classes: a file that says more is taken for damaged before anything is built."""
 MOST_HEADS = 16
 
+
+def _count(value: object) -> bool:
+    """None or a number of things."""
+    return value is None or (type(value) is int and 0 < value <= MOST_NUMBERS)
+
+
 _FITS: dict[str, Callable[[Any], bool]] = {
     "shape": lambda v: (
         0 < len(v) <= 8 and all(type(n) is int and n > 0 for n in v) and math.prod(v) <= MOST_NUMBERS
@@ -95,10 +120,14 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "size": lambda v: isinstance(v, str),
     "parametrisation": lambda v: isinstance(v, str),
     "sigma_data": lambda v: isinstance(v, float | int) and 0 < v < math.inf,
-    "classes": lambda v: v is None or (type(v) is int and 0 < v <= MOST_NUMBERS),
+    "classes": _count,
     "heads": lambda v: (
         isinstance(v, tuple) and len(v) <= MOST_HEADS and all(isinstance(name, str) for name in v)
     ),
     "guidance": lambda v: isinstance(v, bool),
+    "patch": _count,
+    "positions": lambda v: v is None or isinstance(v, str),
+    "tokens": _count,
+    "pooled": _count,
 }
 """What each field may hold in a file."""

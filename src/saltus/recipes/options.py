@@ -25,8 +25,11 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A switch without an opposite."""
 
 
-Backbone = Literal["mlp", "residual-mlp", "unet", "dit"]
-Size = Literal["tiny", "small", "base", "large"]
+Backbone = Literal["mlp", "residual-mlp", "unet", "dit", "edm2", "ddpmpp"]
+Small = Literal["tiny", "small", "base", "large"]
+Published = Literal["xs", "s", "b", "m", "l", "xl", "xxl", "cifar10", "celeba64"]
+Size = Small | Published
+Positions = Literal["learned", "rotary"]
 Parametrisation = Literal["average", "trigonometric", "edm"]
 Optimizer = Literal["adamw", "radam", "muon"]
 Decline = Literal["cosine", "constant", "inverse-sqrt"]
@@ -39,7 +42,11 @@ class Network:
     backbone: Backbone = "mlp"
     """Architecture."""
     size: Size = "small"
-    """Width and depth by name."""
+    """Width and depth by name; dit has s b l xl as published, edm2 xs to xxl, cifar10 and celeba64."""
+    patch: int | None = None
+    """dit: side of a patch; None is 2, and 4 and 8 are usual for large pictures."""
+    positions: Positions | None = None
+    """dit: a learned vector for each place, or rotary; None is learned."""
     parametrisation: Parametrisation | None = None
     """What its output means; None takes what the method asks for."""
 
@@ -52,6 +59,10 @@ class Student:
     """Architecture; another one than the teacher's starts at random."""
     size: Size | None = None
     """Width and depth by name; another one than the teacher's starts at random."""
+    patch: int | None = None
+    """dit: side of a patch; another one than the teacher's starts at random."""
+    positions: Positions | None = None
+    """dit: learned or rotary; other ones than the teacher's start at random."""
     parametrisation: Parametrisation | None = None
     """What its output means; None takes what the method asks for."""
 

@@ -185,9 +185,12 @@ def _spec(
     """The student's network: the teacher's, but for what was asked for and what the method needs."""
     mine = teacher.run.spec
     rotating = isinstance(interpolant_of(method, plain), Trigonometric)
+    alike = network.backbone in (None, mine.backbone)  # another network has other options
     return replace(
         mine,
         backbone=network.backbone or mine.backbone,
+        patch=network.patch or (mine.patch if alike else None),
+        positions=network.positions or (mine.positions if alike else None),
         size=network.size or mine.size,
         parametrisation=network.parametrisation or ("trigonometric" if rotating else mine.parametrisation),
         heads=("v",) if Need.HEAD in method.card.needs else (),
