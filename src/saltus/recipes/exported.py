@@ -1,45 +1,76 @@
-"""``saltus export`` and ``saltus ema``: one file with one set of a run's weights."""
+"""``saltus export`` and ``saltus ema``: one set of a run's weights, for saltus and for others."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro import conf
 
+from saltus import __version__
+from saltus.export import Story, check_folder, write_folder
+from saltus.methods import Need
 from saltus.recipes.averages import EVALUATED, RAW, Choice, known_weights, said, snapshot_files
 from saltus.recipes.finished import RunPath, check_out
-from saltus.recipes.folder import WEIGHTS, weights_of
-from saltus.recipes.opened import Finished, open_run
+from saltus.recipes.folder import EVALUATION, WEIGHTS, read_json, weights_of, whole
+from saltus.recipes.opened import DEFAULT, Finished, open_run
+from saltus.report import Table
 from saltus.training import blend, read_header, save_weights, stored_in
 
 __all__ = ["ema", "export", "write"]
 
-SUFFIX = Path(WEIGHTS).suffix
+SUFFIX, PROGRAM = Path(WEIGHTS).suffix, ".pt2"
+KINDS = {SUFFIX: "safetensors", PROGRAM: "torch"}
+"""What a name says of what is to be written."""
+FOLDERS = ("diffusers",)
 WIDTHS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
 """Widths of which ``saltus ema`` says whether they can be formed."""
 MOST = 0.1
 """The largest mismatch of a profile that is formed."""
 
-OutFile = Annotated[Path, conf.arg(metavar="OUT")]
+OutPath = Annotated[Path, conf.arg(metavar="OUT")]
 
 
-def export(run: conf.Positional[RunPath], out: conf.Positional[OutFile], weights: Choice = Choice()) -> None:
-    """Write one set of a run's weights to a file of its own, with what it takes to build the network.
+def export(
+    run: conf.Positional[RunPath],
+    out: conf.Positional[OutPath],
+    *,
+    to: Literal["safetensors", "diffusers", "torch"] | None = None,
+    overwrite: bool = False,
+    weights: Choice = Choice(),
+) -> None:
+    """Write one set of a run's weights, with what it takes to use them, for saltus or for other programs.
 
-    saltus.load, saltus sample and saltus distill take the file in place of the run folder. Of a run that is
-    not finished the weights are those of its newest checkpoint.
+    safetensors: a file that saltus.load, saltus sample and saltus distill take in place of the run folder.
+    diffusers: a folder that DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True) loads where
+    there is no saltus. torch: a .pt2 file with one jump (x, s, t) -> X_{s,t}(x) for torch.export.load. Of a
+    run that is not finished the weights are those of its newest checkpoint.
 
     examples:
       saltus export runs/digits-lsd digits.safetensors
       saltus export runs/digits-lsd last.safetensors --raw
+      saltus export runs/digits-lsd digits-lsd --to diffusers
+      saltus export runs/digits-lsd jump.pt2
 
     Args:
         run: Run folder, or a weights file.
-        out: A name that ends in .safetensors.
+        out: The file, or the folder, to write.
+        to: What to write; a name that ends in .safetensors or .pt2 says it, too.
+        overwrite: Replace a folder that was exported before.
         weights: Which of the weights that the run kept.
     """
-    write(open_run(run, weights, unfinished=True), out)
+    kind = KINDS.get(out.suffix, "safetensors") if to is None else to
+    done = open_run(run, weights, unfinished=True)
+    writers: dict[str, Callable[[], None]] = {
+        "safetensors": lambda: write(done, out),
+        "diffusers": lambda: _write_pipeline(done, run, weights, out, overwrite),
+        "torch": lambda: _write_program(done, out),
+    }
+    if overwrite and kind not in FOLDERS:
+        raise ValueError("overwrite: expected it with --to diffusers; a file is replaced in any case")
+    writers[kind]()
 
 
 def ema(
@@ -80,8 +111,73 @@ def write(done: Finished, out: Path) -> None:
         raise ValueError(f"out {out}: expected another file than the run's own; choose another name")
     name = RAW if done.which == RAW else EVALUATED
     save_weights(out, {name: done.model}, {**done.meta, "weights": {name: dict(done.facts)}})
-    early = "" if done.after is None else f" after {done.after:,} steps of an unfinished run"
-    print(f"weights  {out}: {done.name}, {done.which}{early}, {out.stat().st_size / 1e6:.3g} MB")
+    print(f"weights  {out}: {done.name}, {done.which}{_early(done)}, {out.stat().st_size / 1e6:.3g} MB")
+
+
+def _write_pipeline(done: Finished, run: Path, choice: Choice, out: Path, overwrite: bool) -> None:
+    """The folder for diffusers."""
+    check_folder(out, overwrite)
+    story = _story(done, run, choice)
+    size = write_folder(out, done.model, done.spec.plain(), story, done.interpolant, overwrite)
+    print(f"folder   {out}: {done.name}, {done.which}{_early(done)}, {size / 1e6:.3g} MB")
+    print(f"load     DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")
+
+
+def _write_program(done: Finished, out: Path) -> None:
+    """One jump for torch.export.load."""
+    from saltus.export.program import Jump, save_program
+
+    check_out(out, (PROGRAM,))
+    jump = Jump(done.model, done.spec.classes is not None, done.spec.guidance)
+    facts = {"name": done.name, "method": done.method.name, "model": done.spec.plain(), "saltus": __version__}
+    with whole(out) as draft:
+        save_program(draft, jump, done.shape, facts)
+    taken = ", ".join(jump.example(done.shape))
+    print(f"program  {out}: {done.name}, {done.which}{_early(done)}, {out.stat().st_size / 1e6:.3g} MB")
+    print(f"load     torch.export.load({str(out)!r}).module()({taken})")
+
+
+def _early(done: Finished) -> str:
+    return "" if done.after is None else f" after {done.after:,} steps of an unfinished run"
+
+
+def _story(done: Finished, run: Path, choice: Choice) -> Story:
+    """What the model card tells of a run."""
+    card = done.card
+    usual = run.is_dir() and choice == DEFAULT and done.after is None
+    measured = usual and (run / EVALUATION).is_file()
+    needs = {Need.DATA: f"the data of recipe {done.recipe}", Need.TEACHER: "a teacher"}
+    learned = " and ".join(text for need, text in needs.items() if need in card.needs) or "noise alone"
+    return Story(
+        name=done.name,
+        method=done.method.name,
+        title=card.title,
+        paper=card.paper,
+        sampler=card.sampler,
+        steps=card.steps,
+        learned=learned,
+        weights=f"{done.which}{_early(done)}",
+        parameters=sum(p.numel() for p in done.model.parameters()),
+        shape=done.shape,
+        classes=done.spec.classes,
+        guided=done.spec.guidance,
+        guidance=done.guidance,
+        figures=_figures(run) if measured else "",
+        version=__version__,
+    )
+
+
+def _figures(run: Path) -> str:
+    """What a run's evaluation says, as Markdown: a table, and the protocol that it names."""
+    saved = read_json(run / EVALUATION, "evaluation")
+    listed = saved.pop("lines", None)
+    lines = [m for m in listed if m.get("figures")] if isinstance(listed, list) else []
+    names = list(dict.fromkeys(name for m in lines for name in m["figures"]))
+    rows = [[m["label"], *(m["figures"].get(name) for name in names)] for m in lines]
+    parts = [f"As `saltus evaluate` wrote them for run {saved.pop('run', run.name)}."]
+    parts.append(Table(("sampler", *names), rows).markdown())
+    parts += [f"- {name}: {v if isinstance(v, str) else json.dumps(v)}" for name, v in saved.items()]
+    return "\n\n".join(parts[:2]) + "".join(f"\n{line}" for line in ["", *parts[2:]] if parts[2:])
 
 
 def _list(run: Path) -> None:

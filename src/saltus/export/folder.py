@@ -1,0 +1,255 @@
+"""A folder that ``diffusers.DiffusionPipeline.from_pretrained`` loads, written without diffusers.
+
+    model_index.json               which classes, and how the map may be sampled
+    saltus_pipeline_DIGEST.py      the pipeline
+    flow_map/config.json           construction options
+    flow_map/saltus_flow_map_DIGEST.py          the network, from the source of saltus
+    flow_map/diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json
+    README.md                      the model card
+
+diffusers copies code into one flat folder of its own, by file name, and keeps what it has loaded by that
+name. So the names carry a digest of the text: two folders never take each other's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from saltus.export.bundle import bundle
+from saltus.export.card import Story, model_card
+from saltus.interpolants import VE, VP, Cosine, Interpolant, Linear, Trigonometric
+from saltus.maps import NetworkMap
+
+__all__ = ["Shipped", "check_folder", "fresh_folder", "is_own", "shipped", "write_folder"]
+
+INDEX, CODE = "model_index.json", "shipped"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLOW_MAP, SCHEDULER = "flow_map", "scheduler"
+OLDEST = "0.42.0"
+"""Written as the version of diffusers where none is installed."""
+NATIVE = "FlowMapEulerDiscreteScheduler"
+NATIVE_FILE = Path("schedulers", "scheduling_flow_map_euler_discrete.py")
+TRAIN_TIMESTEPS = 1000
+INTERPOLANTS = (Linear, Trigonometric, VP, Cosine, VE)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A Python file that a folder carries.
+
+    Attributes:
+        module: its name, which holds a digest of its text.
+        text: the source.
+        kind: the class in it.
+    """
+
+    module: str
+    text: str
+    kind: str
+
+    @property
+    def reference(self) -> list[str]:
+        """How a configuration of diffusers names the class."""
+        return [self.module, self.kind]
+
+
+@cache
+def shipped(name: str) -> Shipped:
+    """A file of :data:`CODE`: pipeline, network or scheduler, with all of saltus that it needs in it."""
+    stems = {
+        "pipeline": ("saltus_pipeline", "SaltusPipeline"),
+        "network": ("saltus_flow_map", "SaltusFlowMap"),
+        "scheduler": ("saltus_scheduler", "SaltusFlowMapScheduler"),
+    }
+    stem, kind = stems[name]
+    source = (Path(__file__).parent / CODE / f"{name}.py.in").read_text(encoding="utf-8")
+    text = bundle(source)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Shipped(f"{stem}_{digest}", text, kind)
+
+
+def is_own(folder: Path) -> bool:
+    """Whether every Python file in a folder is, to the letter, one that this version of saltus writes."""
+    known = {f"{f.module}.py": f.text for f in map(shipped, ("pipeline", "network", "scheduler"))}
+    found = sorted(folder.rglob("*.py"))
+    return bool(found) and all(
+        p.name in known and p.read_text(encoding="utf-8") == known[p.name] for p in found
+    )
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Raise a ValueError unless a folder may be written to ``out``."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out {out}: expected a folder, got a file; choose another name")
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"out {out}: expected an existing folder {out.parent}, found none; make it first")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"out {out}: expected an empty folder, got one with files in it; give --overwrite")
+    if not (out / INDEX).is_file():
+        raise ValueError(
+            f"out {out}: --overwrite replaces an exported folder, but there is no {INDEX} in this one; "
+            "choose another name"
+        )
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to write to; it takes the place of ``out`` if the context ends without an
+    error, and is removed otherwise."""
+    out = out.resolve()
+    mark = uuid.uuid4().hex[:8]
+    draft, old = out.with_name(f".{mark}-{out.name}"), out.with_name(f".{mark}-old-{out.name}")
+    draft.mkdir()
+    try:
+        yield draft
+        if out.exists():
+            out.rename(old)
+        draft.rename(out)
+    except OSError as wrong:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        why = wrong.strerror or wrong
+        raise ValueError(f"out {out}: expected to write here, got {why}; choose another name") from wrong
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_folder(
+    out: Path,
+    model: NetworkMap,
+    spec: Mapping[str, Any],
+    story: Story,
+    interpolant: Interpolant,
+    overwrite: bool = False,
+    native: bool | None = None,
+) -> int:
+    """Write the folder; it is there as a whole or not at all.
+
+    Args:
+        out: a folder that is empty or not there.
+        model: the map.
+        spec: its construction options, as plain data.
+        story: for the model card, which also says how the map is sampled.
+        interpolant: that it was trained on.
+        overwrite: replace an exported folder.
+        native: take diffusers' own scheduler; by default where the installed diffusers has it.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ValueError: for a map of anything but images [C, H, W], an interpolant of the user's own, or a folder
+            that must not be replaced.
+    """
+    shape = story.shape
+    if len(shape) != 3:
+        raise ValueError(
+            f"{story.name}: expected a map of images (C, H, W) for a pipeline of diffusers, got shape "
+            f"{tuple(shape)}; export it as .safetensors, or --to torch"
+        )
+    if type(interpolant) not in INTERPOLANTS:
+        raise ValueError(
+            f"{story.name}: expected one of the package's interpolants, got {type(interpolant).__name__}; "
+            "its functions cannot be written to a folder"
+        )
+    check_folder(out, overwrite)
+    native = _has_native() if native is None else native
+    with fresh_folder(out) as draft:
+        digest = _write_network(draft / FLOW_MAP, model, spec)
+        scheduler = _write_scheduler(draft / SCHEDULER, native)
+        pipeline = shipped("pipeline")
+        (draft / f"{pipeline.module}.py").write_text(pipeline.text, encoding="utf-8")
+        index = {
+            "_class_name": pipeline.reference,
+            "_diffusers_version": _diffusers_version(),
+            "facts": _facts(story, interpolant),
+            FLOW_MAP: shipped("network").reference,
+            SCHEDULER: scheduler,
+        }
+        _write_json(draft / INDEX, index)
+        (draft / "README.md").write_text(model_card(story, out.resolve().name, digest), encoding="utf-8")
+        return sum(p.stat().st_size for p in draft.rglob("*") if p.is_file())
+
+
+def _facts(story: Story, interpolant: Interpolant) -> dict[str, object]:
+    """What the pipeline must know of the map."""
+    assert isinstance(interpolant, INTERPOLANTS)
+    return {
+        "name": story.name,
+        "method": story.method,
+        "sampler": story.sampler.value,
+        "steps": list(story.steps),
+        "interpolant": {
+            "name": type(interpolant).__name__,
+            "options": asdict(interpolant) if fields(interpolant) else {},
+        },
+        "saltus": story.version,
+    }
+
+
+def _write_network(folder: Path, model: NetworkMap, spec: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 digest of the weights file."""
+    folder.mkdir()
+    network = shipped("network")
+    (folder / f"{network.module}.py").write_text(network.text, encoding="utf-8")
+    config = {
+        "_class_name": network.kind,
+        "_diffusers_version": _diffusers_version(),
+        "num_train_timesteps": TRAIN_TIMESTEPS,
+        "spec": dict(spec),
+    }
+    _write_json(folder / "config.json", config)
+    tensors = {f"flow_map.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # it is written for its owner alone
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_scheduler(folder: Path, native: bool) -> list[str]:
+    """Returns how the index names its class."""
+    folder.mkdir()
+    own = shipped("scheduler")
+    kind = NATIVE if native else own.kind
+    config: dict[str, object] = {"_class_name": kind, "_diffusers_version": _diffusers_version()}
+    config["num_train_timesteps"] = TRAIN_TIMESTEPS
+    _write_json(folder / "scheduler_config.json", config)
+    if native:
+        return ["diffusers", NATIVE]
+    (folder / f"{own.module}.py").write_text(own.text, encoding="utf-8")
+    return own.reference
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _has_native() -> bool:
+    """Whether the installed diffusers has a scheduler for flow maps; it is looked at, not imported."""
+    spec = importlib.util.find_spec("diffusers")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return any((Path(place) / NATIVE_FILE).is_file() for place in places)
+
+
+def _diffusers_version() -> str:
+    try:
+        return importlib.metadata.version("diffusers")
+    except importlib.metadata.PackageNotFoundError:
+        return OLDEST
