@@ -4,6 +4,7 @@ or only noise."""
 from saltus.data.arrays import ArrayData
 from saltus.data.digits import digits
 from saltus.data.images import Channels, Corrupt, Images, open_images
+from saltus.data.loader import ImageData, Loading
 from saltus.data.noise import Noise
 from saltus.data.pairs import Pairs
 from saltus.data.toy import (
@@ -23,7 +24,9 @@ __all__ = [
     "Channels",
     "Checkerboard",
     "Corrupt",
+    "ImageData",
     "Images",
+    "Loading",
     "Noise",
     "Pairs",
     "Source",

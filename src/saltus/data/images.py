@@ -94,7 +94,7 @@ class Images:
             ValueError: for a row that does not exist, and for pictures that cannot be decoded, by name.
         """
         places = self._places(rows)
-        if self._plain:
+        if self.decoded:
             assert self.stored.decoded is not None
             return torch.from_numpy(np.ascontiguousarray(self.stored.decoded[places]))
         result, faults = decode(self.stored.encoded(places), self.form)
@@ -103,8 +103,8 @@ class Images:
         return torch.from_numpy(result)
 
     @property
-    def _plain(self) -> bool:
-        """Whether the pixels are at hand as they are wanted."""
+    def decoded(self) -> bool:
+        """Whether the pixels are at hand as they are wanted, without decoding."""
         x = self.stored.decoded
         return x is not None and x.shape[1:] == self.shape
 
@@ -136,7 +136,7 @@ class Images:
         Raises:
             ValueError: if none is left, or for one of another size.
         """
-        if self._plain:
+        if self.decoded:
             return self
 
         def check(rows: range) -> list[tuple[int, Fault]]:

@@ -114,5 +114,3 @@ def _check_size(sources: Sequence[Any], place: Path) -> None:
             f"{place}: expected at most {PART:.0%} of this machine's {memory / 2**30:.0f} GiB of memory, got "
             f"{size / 2**30:.0f} GiB of pictures; write it with Dataset.save_to_disk, whose folder is mapped"
         )
-
-

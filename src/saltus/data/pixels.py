@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -176,7 +176,7 @@ def unpack(items: Sequence[Item], form: Form) -> tuple[np.ndarray, list[Fault]]:
     return result, faults
 
 
-def ask(items: Sequence[Item], form: Form, to: BinaryIO, back: BinaryIO) -> tuple[np.ndarray, list[Fault]]:
+def ask(items: Sequence[Item], form: Form, to: IO[bytes], back: IO[bytes]) -> tuple[np.ndarray, list[Fault]]:
     """:func:`unpack` in the process that listens at ``to`` and answers at ``back``.
 
     Raises:
@@ -202,7 +202,7 @@ def ask(items: Sequence[Item], form: Form, to: BinaryIO, back: BinaryIO) -> tupl
     return result, [Fault(*fault) for fault in json.loads(line)]
 
 
-def answer(asked: BinaryIO, back: BinaryIO) -> None:
+def answer(asked: IO[bytes], back: IO[bytes]) -> None:
     """Answer requests until there are no more."""
     while line := asked.readline():
         request = json.loads(line)
