@@ -54,6 +54,7 @@ COMMANDS = (
     Command("demo", "learn one-step digits from real data, here and now", "saltus.recipes.demo", "demo"),
     Command("run", "train: saltus run RECIPE [--options]", "saltus.recipes.run", "run", True),
     Command("distill", "train a student: saltus distill TEACHER", "saltus.recipes.distill", "distill", True),
+    Command("encode", "a data set of pictures to latents, once", "saltus.recipes.encode", "encode"),
     Command("estimate", "memory and time of a run", "saltus.recipes.estimate", "estimate", True),
     Command("sample", "draw samples from a run", "saltus.recipes.finished", "sample"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),

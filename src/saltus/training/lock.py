@@ -15,14 +15,18 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, work: str = "training") -> Iterator[None]:
     """Hold a folder for this process; the system lets go of it however the process ends.
+
+    Args:
+        folder: of a run, or of other work that goes on when it is interrupted.
+        work: what is done in it, for messages.
 
     Raises:
         ValueError: if another process holds it, or the folder cannot be written to.
     """
     path = folder / LOCK
-    handle = _held(folder, path)
+    handle = _held(folder, path, work)
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -35,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _held(folder: Path, path: Path) -> int:
+def _held(folder: Path, path: Path, work: str) -> int:
     """An open file that this process has locked, and that is still the one at its path: who ended a moment
     ago may have removed it between our opening and our locking."""
     while True:
@@ -55,7 +59,7 @@ def _held(folder: Path, path: Path) -> int:
             who = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise ValueError(
-                f"run folder {folder}: expected it free, but {who} is training in it; wait for that, end it, "
+                f"run folder {folder}: expected it free, but {who} is {work} in it; wait for that, end it, "
                 "or choose another folder with --out"
             ) from None
         except OSError as wrong:
