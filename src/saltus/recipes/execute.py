@@ -63,7 +63,7 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
     with torch.no_grad():
         rows = [row for row in all_samplers(made, model, x0, labels, rng, PICTURED) if row.pictured]
         rows = sorted(rows, key=lambda row: row.group is EULERS)  # Euler's last
-        parts = [(row.label, row.sample()) for row in rows]
+        parts = [(row.label, made.system.seen(row.sample())) for row in rows]
     with whole(path) as draft:
         picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(draft)
 

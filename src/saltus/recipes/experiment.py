@@ -276,5 +276,6 @@ class Experiment:
             "guidance": self.guidance,
             "steps": self.training.steps,
             "weights": table(self.training),
+            **self.system.meta,
             "saltus": __version__,
         }

@@ -84,7 +84,7 @@ def grid(made: Experiment, model: NetworkMap, folder: Path, done: int) -> Path:
     """Draw samples by the method's own sampler at 1, 2, 4 and 8 steps, as its card allows; where they are."""
     x0, labels, rng = _noise(made, model, shown(made.system.shape))
     rows = samplers(model, made.method.card, x0, asked(labels), rng, made.interpolant, STEPS)
-    parts = [(row.label, row.sample().cpu()) for row in rows if row.group == OWN]
+    parts = [(row.label, made.system.seen(row.sample()).cpu()) for row in rows if row.group == OWN]
     where = grid_file(folder, done)
     where.parent.mkdir(exist_ok=True)
     heads = None if labels is None else labels.cpu()

@@ -73,6 +73,8 @@ class System:
         judge: makes the judge when it is needed (it may have to prepare).
         velocity: the exact velocity on the linear interpolant, where it is known: a teacher.
         gallery: the real images, for judges that look at features; None where there are none.
+        decode: samples to pictures [n, 1 or 3, H, W], where samples are not pictures themselves (latents).
+        meta: what the weights file says besides, for whoever has nothing else: plain data.
     """
 
     name: str
@@ -83,6 +85,12 @@ class System:
     judge: Callable[[], Judge]
     velocity: Velocity | None = None
     gallery: Callable[[], Gallery] | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Samples as they are looked at: decoded where they are latents."""
+        return x if self.decode is None else self.decode(x)
 
 
 def asked(label: Tensor | None, w: Tensor | None = None) -> Condition | None:
