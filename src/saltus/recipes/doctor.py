@@ -17,6 +17,7 @@ from saltus.autodiff import derivative
 from saltus.exact import Gaussian, reference_map, reference_mixture
 from saltus.identities import eulerian, lagrangian, semigroup
 from saltus.legs import HEUN
+from saltus.nn.attention import ATTENTION, attention
 from saltus.samplers import integrate, jumps
 from saltus.streams import Streams
 from saltus.training import has_bf16
@@ -48,6 +49,7 @@ def doctor() -> int:
     print(f"  CPU           {counted(cores or 1, 'core')}, {threads}, bf16 {bf16}")
     if torch.cuda.is_available():
         print(f"  GPU           {torch.cuda.get_device_name()}")
+    print(f"  attention     {ATTENTION}")
     print("self-test, largest residual")
     begin = time.perf_counter()
     verdicts = [_report(name, check) for name, check in CHECKS.items()]
@@ -111,6 +113,18 @@ def _gradient() -> float:
     return _largest(du - (8.0 * near - far) / (12.0 * h))
 
 
+def _attention() -> float:
+    """The derivative of attention, which its fused kernels do not have, against a central difference; the
+    values of both inside and outside of it."""
+    rng = Streams(0, index=torch.arange(8), dtype=torch.float64)
+    q, k, v, dq = (rng.normal(name, 2, 16, 4) for name in ("q", "k", "v", "dq"))
+    value, slope = derivative(lambda q: attention(q, k, v), (q,), (dq,))
+    h = 1e-3
+    ends = [attention(q + n * h * dq, k, v) for n in (-2, -1, 1, 2)]
+    numeric = (ends[0] - 8.0 * ends[1] + 8.0 * ends[2] - ends[3]) / (12.0 * h)
+    return max(_largest(slope - numeric), _largest(value - attention(q, k, v)))
+
+
 def _composed() -> float:
     """Sixteen jumps of the exact map land where one does."""
     x, _, _ = _rows(256)
@@ -142,6 +156,7 @@ CHECKS: dict[str, Callable[[], float]] = {
         lambda g, x, s, t: semigroup(g.flow_map(), x, s, (s + t) / 2.0, t)
     ),
     "forward mode against a difference": _gradient,
+    "attention's derivative": _attention,
     "16 jumps are one": _composed,
     "mixture solved there and back": _solver,
     "Heun's order is 2 within 0.15": _order,
