@@ -138,6 +138,10 @@ class ImageData:
         x0 = made.x0.to(rng.device, non_blocking=True)
         return Batch(x0, x1, None if label is None else Condition(label=label))
 
+    def read(self, rows: Tensor) -> Tensor:
+        """The pictures of rows (int64 [n]), uint8 [n, C, H, W] on the CPU: those that were kept, too."""
+        return self._read(rows)
+
     def close(self) -> None:
         """End what works ahead and the decoding processes. Batches may still be asked for."""
         for ahead in self._ahead.values():

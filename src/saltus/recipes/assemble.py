@@ -21,6 +21,8 @@ __all__ = ["assemble", "check"]
 
 FLOW = "flow_matching"
 """The method that trains a teacher where a run needs one of its own."""
+DATA = ("data", "labels", "pictures", "loading")
+"""A recipe's own options that say what is learned: those that a run's own teacher has too."""
 ADAPTERS = "guidance_adapters"
 """The method whose student is no network of a recipe's."""
 
@@ -126,7 +128,7 @@ def assemble(
     first = None
     if not exact and lesson is not None:
         rate = DROPOUT if system.classes is not None else None
-        alone = {key: value for key, value in own.items() if key in ("labels",)}
+        alone = {key: value for key, value in own.items() if key in DATA}
         alone |= {"dropout": rate} if rate is not None else {}
         lesson = replace(lesson, machine=training.machine)
         first = assemble(system, FLOW, plain, network, lesson, output, alone, dropout=rate)

@@ -246,12 +246,12 @@ class Experiment:
     def options(self) -> dict[str, object]:
         """What ``options.json`` holds: enough to run again, and what the files that it names held."""
         teacher = {} if self.teacher is None or self.first is not None else {TEACHER: str(self.teacher.place)}
-        files = self._files()
+        files = prints(self._files())
         return {
             "recipe": self.system.name,
             "method": self.method.name,
             **teacher,
-            **({"files": prints(files)} if files else {}),
+            **({"files": {**files, **self.system.digests}} if files or self.system.digests else {}),
             "options": {"recipe": self.own, "network": self.network, "training": asdict(self.training)},
             "saltus": __version__,
         }

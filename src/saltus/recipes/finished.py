@@ -16,13 +16,13 @@ from tyro import conf
 from saltus.maps import NetworkMap
 from saltus.plots import check_matplotlib
 from saltus.recipes.averages import Choice
+from saltus.recipes.drawings import draw_all, logged
 from saltus.recipes.evaluate import Exam
 from saltus.recipes.evaluate import evaluate as measured
 from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, check_file, whole
 from saltus.recipes.opened import DEFAULT, Finished, open_run
-from saltus.recipes.pictures import draw_all, logged
 from saltus.recipes.resolve import experiment
 from saltus.recipes.sampling import check_steps
 from saltus.recipes.show import picture, said, shown

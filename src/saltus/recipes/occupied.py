@@ -22,8 +22,8 @@ from saltus.training import LOCK, locked
 
 __all__ = ["check_free", "differences", "finished", "goes_on", "occupied"]
 
-_MACHINE = "machine"
-"""The group of options that say how a run is computed, not what: a run may go on with others."""
+_MACHINE = frozenset({"machine", "loading"})
+"""The groups of options that say how a run is computed, not what: a run may go on with others."""
 _LEFT = re.compile(r"\.(.+\.(draft|part)|[0-9a-f]{8}-.+|.+\.json\.[0-9a-f]{8})")
 """What a killed process may leave of a file that it was writing beside its place."""
 
@@ -85,7 +85,7 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
     ['lr: 0.1 there, 0.2 here']
     """
     found = []
-    for key in sorted({*there, *here} - {_MACHINE, "saltus"}):
+    for key in sorted({*there, *here} - _MACHINE - {"saltus"}):
         a, b = there.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b)

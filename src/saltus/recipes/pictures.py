@@ -1,102 +1,86 @@
-"""Pictures of a finished run that need matplotlib: its losses, its samples with their ways, its residuals."""
+"""Pictures of one's own: a folder, an archive, Parquet, a data set on the disk, an array."""
 
 from __future__ import annotations
 
-import json
-import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
-from torch import Tensor
+import tyro
 
-from saltus.maps import NetworkMap
-from saltus.plots import Series, heat, lines, scatter
-from saltus.recipes.evaluate import STEPS
+from saltus.methods import Method, Need
+from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
-from saltus.recipes.folder import METRICS
-from saltus.recipes.portraits import own_residuals, reach_of
-from saltus.recipes.sampling import draw
-from saltus.recipes.show import said
-from saltus.samplers import jumps, prior
-from saltus.streams import Streams
+from saltus.recipes.options import Network, Output, Training
+from saltus.recipes.pictured import Bringing, Pictures, loading_of, opened, pictures_system
 
-__all__ = ["draw_all", "logged"]
+__all__ = ["RECIPE", "pictures"]
 
-POINTS, WAYS = 4000, 40
+RECIPE = "your own pictures: --data FOLDER, or .zip, .parquet, .npy (an hour for small ones)"
+
+DEFAULT = Training(steps=20_000, batch=128, lr=5e-4, ema=(0.9995,))
 
 
-def draw_all(made: Experiment, model: NetworkMap, folder: Path) -> list[Path]:
-    """Draw what suits the run into its folder; the paths of what was drawn."""
-    drawn = [_losses(made, folder)]
-    if made.system.shape == (2,):
-        drawn.append(_points(made, model, folder))
-    if made.method.card.two_times:
-        drawn.append(_residuals(made, model, folder))
-    return drawn
+def usual(method: Method, _: str | None) -> dict[str, object]:
+    """A student of a teacher is trained for less: it starts with the teacher's weights."""
+    taught = Need.TEACHER in method.card.needs
+    return {"training": replace(DEFAULT, steps=DEFAULT.steps // 2)} if taught else {}
 
 
-def logged(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """The steps that a run logged, and each term of its loss there.
+def pictures(
+    data: Annotated[Path, tyro.conf.arg(metavar="PATH")],
+    method: str = "lsd",
+    plain: bool = False,
+    labels: bool = True,
+    guidance: float | None = None,
+    dropout: float | None = None,
+    teacher_steps: int = 20_000,
+    jump_weight: float = 1.0,
+    pictures: Pictures = Pictures(),
+    loading: Bringing = Bringing(),
+    network: Network = Network(backbone="unet"),
+    training: Training = DEFAULT,
+    output: Output = Output(),
+) -> Experiment:
+    """Learn to draw pictures like those in a folder, an archive or a table, by class if they have classes.
 
-    Raises:
-        ValueError: if the log is absent or damaged.
+    Pictures lie in folders that name their classes, or all in one; or in a .zip of that; in Parquet as the
+    Hub keeps them; in a folder that Dataset.save_to_disk wrote; or in .npy and .npz arrays of uint8.
+
+    examples:
+      saltus run pictures-lsd --data photos --image-size 32 --flip
+      saltus run pictures-lsd --data photos.zip --image-size 64 --corrupt skip
+      saltus run pictures-mean_flow --data train.parquet --no-labels
+      saltus run pictures-freeflow --data photos --image-size 32
+
+    Args:
+        data: Folder or file.
+        method: Any method that saltus methods lists.
+        plain: Take the method's squared-error form instead of its paper's weights.
+        labels: Give the network the class of each picture, if the pictures have classes.
+        guidance: Learn the map at every strength of guidance up to this one; 1 is none.
+        dropout: Share of labels dropped in training; None drops some where guidance needs it.
+        teacher_steps: For methods that need a teacher: steps that train it first.
+        jump_weight: Factor on the terms of the loss that teach jumps; 1 is the method's own.
+        pictures: The pictures.
+        loading: How they come from the disk.
+        network: The network.
+        training: How it is trained.
+        output: Where results go.
     """
-    try:
-        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        found = [_terms(row) for row in rows]
-        terms = {name: [t.get(name, math.nan) for t in found] for name in found[-1]}
-        return [row["step"] for row in rows], terms
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as wrong:
-        raise ValueError(
-            f"{folder / METRICS}: expected the log of a finished run, got {type(wrong).__name__}: {wrong}; "
-            "train again"
-        ) from wrong
-
-
-def _terms(row: dict[str, Any]) -> dict[str, float]:
-    """The terms of a logged step by name; of several players by "player/name"."""
-    if "moves" in row:
-        return {f"{who}/{n}": v for who, move in row["moves"].items() for n, v in move["terms"].items()}
-    return dict(row["terms"] or {"loss": row["loss"]})
-
-
-def _losses(made: Experiment, folder: Path) -> Path:
-    """Every term of the loss over the steps."""
-    x, terms = logged(folder)
-    series = [Series(name, x, y) for name, y in terms.items()]
-    where = folder / "losses.png"
-    lines({f"{made.name}: terms of the loss": series}, where, "step")
-    return where
-
-
-def _points(made: Experiment, model: NetworkMap, folder: Path) -> Path:
-    """Samples at every step count, and the way of some of them."""
-    card = made.method.card
-    rng = Streams(made.training.seed, index=torch.arange(POINTS))
-    x0 = prior(rng, made.system.shape, made.interpolant)
-    panels: dict[str, Tensor] = {}
-    ways: dict[str, Tensor] = {}
-    for k in (k for k in STEPS if k in card.steps):
-        name = said(k)
-        panels[name] = draw(model, card, x0, k, None, rng, made.interpolant)
-        if card.two_times:
-            ways[name] = jumps(model, x0[:WAYS], k, record=True).states
-    name = "data" if made.teacher is None else "teacher"
-    panels[name] = made.reference(rng.named("picture")).data()
-    where = folder / "points.png"
-    scatter(panels, reach_of(panels[name]), where, made.name, ways)
-    return where
-
-
-def _residuals(made: Experiment, model: NetworkMap, folder: Path) -> Path:
-    """How far the map is from agreeing with its own velocity, over all s <= t."""
-    found = own_residuals(made, model, min(256, made.training.batch))
-    where = folder / "residuals.png"
-    panels = {
-        "Lagrangian  |∂t X − b(X)|": found.lagrangian,
-        "Eulerian  |∂s X + ∇X b|": found.eulerian,
-        "semigroup  |X∘X − X|": found.semigroup,
+    images = opened(data, pictures, labels, output.quiet)
+    system = pictures_system("pictures", images, training.batch, pictures.flip, loading_of(loading))
+    folder = loading.cache_folder
+    own: dict[str, object] = {
+        "data": str(data.resolve()),
+        "labels": labels,
+        "guidance": guidance,
+        "dropout": dropout,
+        "teacher_steps": teacher_steps,
+        "jump_weight": jump_weight,
+        "pictures": asdict(pictures),
+        "loading": {**asdict(loading), "cache_folder": None if folder is None else str(folder.resolve())},
     }
-    heat(panels, found.times, where, f"{made.name}: residuals against its own velocity, RMS")
-    return where
+    parts = (system, method, plain, network, training, output, own)
+    lesson = replace(training, steps=teacher_steps)
+    return assemble(*parts, guidance, jump_weight, dropout, lesson)

@@ -75,6 +75,7 @@ class System:
         gallery: the real images, for judges that look at features; None where there are none.
         decode: samples to pictures [n, 1 or 3, H, W], where samples are not pictures themselves (latents).
         meta: what the weights file says besides, for whoever has nothing else: plain data.
+        digests: of the files that it is made of, by what they are to a run.
     """
 
     name: str
@@ -87,6 +88,7 @@ class System:
     gallery: Callable[[], Gallery] | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def seen(self, x: Tensor) -> Tensor:
         """Samples as they are looked at: decoded where they are latents."""
