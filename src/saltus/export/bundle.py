@@ -40,8 +40,8 @@ class References(ast.NodeVisitor):
         dropped: imports from the package inside functions, which must go.
     """
 
-    def __init__(self, module: Module) -> None:
-        self.module = module
+    def __init__(self, module: Module, without: tuple[str, ...] = ()) -> None:
+        self.module, self.without = module, without
         self.found: list[tuple[Symbol, ast.expr]] = []
         self.dropped: list[ast.ImportFrom] = []
         self._scopes: list[dict[str, Symbol | str | None]] = []
@@ -76,7 +76,8 @@ class References(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if self._scopes:
             for local, target, _ in imports_of(node):
-                self._scopes[-1][local] = None if target is None else resolve(*target)
+                outside = target is None or target[0].startswith(self.without or " ")
+                self._scopes[-1][local] = None if outside or target is None else resolve(*target)
                 if target is not None and node not in self.dropped:
                     self.dropped.append(node)
 
@@ -130,8 +131,8 @@ def _stored(node: ast.AST) -> Iterator[str]:
 class Bundle:
     """The definitions that an entry needs, each once, with names that do not collide."""
 
-    def __init__(self, entry: Module) -> None:
-        self.entry = entry
+    def __init__(self, entry: Module, without: tuple[str, ...] = ()) -> None:
+        self.entry, self.without = entry, without
         self.needed: dict[Symbol, References] = {}
         self.modules: list[str] = []
         self.names: dict[Symbol, str] = {}
@@ -150,7 +151,7 @@ class Bundle:
                 self._name(symbol, taken)
 
     def _references(self, module: Module, definition: Definition) -> References:
-        references = References(module)
+        references = References(module, self.without)
         references.visit(definition.node)
         return references
 
@@ -197,7 +198,7 @@ class Bundle:
             if isinstance(n, ast.Attribute) or (isinstance(n, ast.Name) and n.id != self.names[s])
         ]
         edits += [
-            Edit(n.lineno, n.col_offset, n.end_lineno or 0, n.end_col_offset or 0, "pass")
+            Edit(n.lineno, n.col_offset, n.end_lineno or 0, n.end_col_offset or 0, self._instead(n))
             for n in references.dropped
         ]
         lines = [line.encode() for line in module.text.splitlines()]
@@ -213,6 +214,11 @@ class Bundle:
         while first > 1 and lines[first - 2].startswith(b"#"):
             first -= 1
         return b"\n".join(lines[first - 1 : definition.last]).decode()
+
+    def _instead(self, node: ast.ImportFrom) -> str:
+        """What stands in place of an import inside a function."""
+        left_out = self.without and (node.module or "").startswith(self.without)
+        return f'raise ImportError("{node.module} is not in this file")' if left_out else "pass"
 
     def sections(self) -> Iterator[str]:
         """The text of each module's share, those that others build on first."""
@@ -251,12 +257,14 @@ def _joined(parts: list[tuple[bool, str]]) -> str:
     return text
 
 
-def bundle(text: str) -> str:
+def bundle(text: str, without: tuple[str, ...] = ()) -> str:
     """The source of a module with everything that it imports from saltus put into it.
 
     Args:
         text: a module that begins with a docstring and imports from the package by ``from ... import``
             alone, at its top or inside functions.
+        without: beginnings of modules that functions import and that are left out: where the import stood,
+            an ImportError is raised.
 
     Raises:
         ValueError: for an import that cannot be followed.
@@ -267,7 +275,7 @@ def bundle(text: str) -> str:
     """
     entry = Module(ENTRY, text)
     body = ast.parse(text).body
-    made = Bundle(entry)
+    made = Bundle(entry, without)
     lines = text.splitlines()
     words = "\n".join(lines[: body[0].end_lineno]) if is_words(body[0]) else ""
     rest = []

@@ -68,10 +68,9 @@ def exported_jump(jump: Jump, shape: tuple[int, ...]) -> torch.export.ExportedPr
     example = jump.example(shape)
     free = {0: torch.export.Dim("rows", min=1)}
     given = tuple(example.values())
+    asked = ((free,) * (len(given) - 3),) if len(given) > 3 else ()
     try:
-        return torch.export.export(
-            jump.cpu().eval(), given, dynamic_shapes=(free, free, free, (free,) * (len(given) - 3))
-        )
+        return torch.export.export(jump.cpu().eval(), given, dynamic_shapes=(free, free, free, *asked))
     except Exception as wrong:  # torch.export has no error of its own for what it cannot follow
         raise ValueError(
             f"torch.export: expected a network that it can follow, got {type(wrong).__name__}: "

@@ -41,7 +41,7 @@ class Module:
         text: the source.
         definitions: in order.
         imported: local name -> (module, name) of what it was imported from; the name is empty for a module.
-        order: the modules of the package that it imports, in order.
+        order: the modules of the package that it imports, in order; those of functions come last.
     """
 
     name: str
@@ -52,7 +52,8 @@ class Module:
     order: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        body = ast.parse(self.text).body
+        tree = ast.parse(self.text)
+        body = tree.body
         for k, node in enumerate(body):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self._import(node)
@@ -62,6 +63,10 @@ class Module:
                 if isinstance(node, ast.Assign | ast.AnnAssign) and after is not None and is_words(after):
                     last = after.end_lineno or after.lineno
                 self.definitions.append(Definition(node, names, _first_line(node), last))
+        for inner in ast.walk(tree):
+            if isinstance(inner, ast.ImportFrom) and inner not in body:
+                targets = [target for _, target, _ in imports_of(inner) if target is not None]
+                self.order += [name for t in targets for name in (t[0], f"{t[0]}.{t[1]}")]
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         for local, target, statement in imports_of(node):
