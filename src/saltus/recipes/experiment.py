@@ -161,15 +161,21 @@ class Experiment:
             if self.starts_as_teacher:
                 assert self.teacher is not None
                 self.teacher.start(made)
+            elif self.teacher is not None:
+                self.teacher.tell(made)
             return made
 
+        if self.teacher is not None and self.spec.shares:  # before anything is made of its weights
+            self.teacher.run.model.to(self.world.device)
         return self._trained(built(student, self.world, outline=self.spec.build))
 
     def critic(self) -> NetworkMap:
         """The critic: the teacher's network with its weights where that can be, else the student's anew."""
         teacher = self.teacher
         spec = replace(self.spec, heads=())
-        alike = spec if teacher is None else replace(teacher.run.spec, guidance=spec.guidance, heads=())
+        alike = spec
+        if teacher is not None and spec.foreign is None:
+            alike = replace(teacher.run.spec, guidance=spec.guidance, heads=())
         inherits = teacher is not None and teacher.suits(alike, self.interpolant)
         chosen = alike if inherits else spec
 
@@ -178,6 +184,8 @@ class Experiment:
             if inherits:
                 assert teacher is not None
                 teacher.start(made)
+            elif teacher is not None:
+                teacher.tell(made)
             return made
 
         return self._trained(built(critic, self.world, outline=chosen.build))
@@ -246,21 +254,21 @@ class Experiment:
     def options(self) -> dict[str, object]:
         """What ``options.json`` holds: enough to run again, and what the files that it names held."""
         teacher = {} if self.teacher is None or self.first is not None else {TEACHER: str(self.teacher.place)}
-        files = prints(self._files())
+        told = prints(self._files()) | (dict(self.teacher.marks) if self.teacher is not None else {})
         return {
             "recipe": self.system.name,
             "method": self.method.name,
             **teacher,
-            **({"files": {**files, **self.system.digests}} if files or self.system.digests else {}),
+            **({"files": {**told, **self.system.digests}} if told or self.system.digests else {}),
             "options": {"recipe": self.own, "network": self.network, "training": asdict(self.training)},
             "saltus": __version__,
         }
 
     def _files(self) -> dict[str, Path]:
         """The files that it learns from, by what they are to it."""
-        files = {}
+        files: dict[str, Path] = {}
         if self.teacher is not None and self.first is None:
-            files["teacher's weights"] = self.teacher.run.weights
+            files |= self.teacher.files
             said = {name: self.own.get(name) for name in ("data", "labels")}
             files |= {name: Path(p) for name, p in said.items() if isinstance(p, str) and p.endswith(".npy")}
         return files

@@ -12,7 +12,10 @@ from torch.nn import Module
 from saltus import nn
 from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
 
-__all__ = ["PARAMETRISATIONS", "ModelSpec"]
+__all__ = ["FOREIGN", "PARAMETRISATIONS", "ModelSpec"]
+
+FOREIGN = "diffusers"
+"""The backbone of a student of a diffusers model; its class stands in place of a size."""
 
 PARAMETRISATIONS: dict[str, Callable[[Module, float], NetworkMap]] = {
     "average": lambda network, _: AverageVelocity(network),
@@ -40,6 +43,9 @@ class ModelSpec:
         tokens: size of a token of the text that the network takes, None without.
         pooled: size of the embedding of a whole text that it takes, None without.
 
+        foreign: what :func:`saltus.teachers.diffusers.plain.build` makes the network of, for students of a
+            diffusers model; None for networks of saltus.
+
     >>> spec = ModelSpec(shape=(2,))
     >>> ModelSpec.from_plain({**spec.plain(), "shape": [2]}) == spec
     True
@@ -58,8 +64,14 @@ class ModelSpec:
     tokens: int | None = None
     pooled: int | None = None
 
+    foreign: dict[str, Any] | None = None
+
     def build(self) -> NetworkMap:
         """The flow map, with initial weights from PyTorch's global generator."""
+        if self.foreign is not None:
+            from saltus.teachers.diffusers.plain import build
+
+            return AverageVelocity(build(self.foreign, self.guidance))
         network = nn.build(
             self.backbone,
             self.size,
@@ -76,6 +88,11 @@ class ModelSpec:
             known = ", ".join(PARAMETRISATIONS)
             raise ValueError(f"parametrisation: expected one of {known}, got {self.parametrisation!r}")
         return PARAMETRISATIONS[self.parametrisation](network, self.sigma_data)
+
+    @property
+    def shares(self) -> bool:
+        """Whether the network holds weights of its teacher, beside which it has adapters."""
+        return self.foreign is not None and self.foreign.get("lora") is not None
 
     def plain(self) -> dict[str, object]:
         """As JSON values."""
@@ -125,6 +142,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
         isinstance(v, tuple) and len(v) <= MOST_HEADS and all(isinstance(name, str) for name in v)
     ),
     "guidance": lambda v: isinstance(v, bool),
+    "foreign": lambda v: v is None or isinstance(v, dict),
     "patch": _count,
     "positions": lambda v: v is None or isinstance(v, str),
     "tokens": _count,

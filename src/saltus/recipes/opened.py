@@ -24,18 +24,23 @@ from saltus.recipes.averages import Choice, known_weights, said, snapshot_files
 from saltus.recipes.folder import weights_of
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.parts import interpolant_of
+from saltus.recipes.prompts import PROMPTS, Prompts
 from saltus.recipes.sampling import check_steps, draw
 from saltus.recipes.system import asked
 from saltus.recipes.unfinished import Unfinished, is_unfinished, newest
 from saltus.samplers import batched, prior
 from saltus.streams import Streams
+from saltus.teachers.diffusers.student import DiffusersBackbone
 from saltus.tensors import full_like_rows
 from saltus.training import Header, initialised, load_weights, read_header, reconstruct_files, restore
+from saltus.typing import Condition
 
 __all__ = ["DEFAULT", "Finished", "open_run"]
 
 ROWS = 4096
 """Samples that are drawn at a time."""
+FEW = 8
+"""The same of a network of diffusers, which may be a large one."""
 NAME = 100
 """The longest name of a method or recipe that a file may give."""
 DEFAULT = Choice()
@@ -103,6 +108,7 @@ class Finished:
         seed: int = 0,
         label: int | None = None,
         w: float | None = None,
+        given: Condition | None = None,
     ) -> Tensor:
         """Samples [n, ...] by the method's own sampler, on the device of the map.
 
@@ -114,6 +120,7 @@ class Finished:
             seed: of the noise.
             label: the class of all samples; by default one after another, where the map knows classes.
             w: the strength of guidance, for maps that learned it.
+            given: a condition of one row for all samples, such as a text, in place of a label.
 
         Raises:
             ValueError: for what the map cannot be asked.
@@ -122,15 +129,32 @@ class Finished:
             raise ValueError(f"n: expected at least one sample, got {n}; ask for one or more")
         check_steps(self.card, self.method.name, steps)
         self.check_strength(w)
-        labels = self.labels(n, label)
+        labels = self.labels(n, label) if given is None else None
+        self._check_texts(labels)
 
         def some(rng: Streams, places: Tensor) -> Tensor:
             x0 = prior(rng, self.shape, self.interpolant)
             chosen = None if labels is None else labels[places].to(x0.device)
-            cond = asked(chosen, None if w is None else full_like_rows(w, x0))
+            strength = None if w is None else full_like_rows(w, x0)
+            cond = asked(chosen, strength)
+            if given is not None:
+                rows = torch.zeros(len(x0), dtype=torch.int64)
+                cond = replace(given.rows(rows).to(x0.device), w=strength)
             return draw(self.model, self.card, x0, steps, cond, rng, self.interpolant)
 
-        return torch.cat(list(batched(some, self._rows(n, seed), ROWS)))
+        most = ROWS if self.spec.foreign is None else FEW
+        return torch.cat(list(batched(some, self._rows(n, seed), most)))
+
+    def _check_texts(self, labels: Tensor | None) -> None:
+        """Raise a ValueError for labels that stand for texts which are not there."""
+        backbone = self.model.backbone
+        if not isinstance(backbone, DiffusersBackbone) or labels is None:
+            return
+        if backbone.textual and backbone.texts is None:
+            raise ValueError(
+                f"{self.weights}: expected the prompts of the run beside it ({PROMPTS}), found none; put "
+                "them there, or say what to sample with --prompt"
+            )
 
     def labels(self, n: int, label: int | None = None) -> Tensor | None:
         """The classes of samples 0, ..., n - 1: all the same, or one after another; None without classes."""
@@ -210,6 +234,9 @@ def _opened(
         state = reconstruct_files(snapshot_files(run), choice.sigma_rel)
         restore({"power": model}, {f"power.{key}": value for key, value in state.items()}, run)
     strength = meta.get("guidance")
+    if isinstance(model.backbone, DiffusersBackbone):
+        texts = Prompts.load(run)
+        model.backbone.learn(None if texts is None else texts.cond)
     return Finished(
         model=model.eval().requires_grad_(False),
         spec=spec,

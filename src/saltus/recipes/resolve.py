@@ -12,16 +12,17 @@ from typing import Annotated, Any
 
 from tyro import conf
 
-from saltus.data import Noise
+from saltus.data import ImageData, Noise
 from saltus.interpolants import Trigonometric
 from saltus.methods import Method, Need
 from saltus.methods import discover as discover_methods
 from saltus.methods import load as load_method
 from saltus.recipes import Recipe, load
 from saltus.recipes.assemble import check
-from saltus.recipes.data import data_source, names_array
+from saltus.recipes.data import data_source, names_place
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, read_json
+from saltus.recipes.foreign import ForeignTeacher, foreign_teacher, is_foreign, lesson
 from saltus.recipes.judged_by_teacher import alone
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.options import Output, Student, Training, as_arguments, parse
@@ -36,6 +37,8 @@ __all__ = ["distilled", "experiment"]
 FLOW = "flow_matching"
 ALONE = 2048
 """Samples that a judgement takes where the teacher is all that is known."""
+FEW = 32
+"""The same where it is a network of diffusers, which may be a large one."""
 
 
 def experiment(name: str, args: Sequence[str]) -> Experiment:
@@ -51,7 +54,7 @@ def experiment(name: str, args: Sequence[str]) -> Experiment:
     words = [*as_arguments(groups), *args]
     if isinstance(saved.get(TEACHER), str):
         teacher = _found(Path(saved[TEACHER]), Path(name))
-        return distilled(teacher, ["--method", str(saved["method"]), *words], name)
+        return distilled(teacher, ["--method", str(saved["method"]), *words], name, Path(name).parent)
     recipe, _ = load(saved["recipe"])
     return _recipe(name, recipe, saved["method"], words)
 
@@ -82,20 +85,34 @@ def _said(args: Sequence[str], option: str) -> str | None:
     return args[args.index(option) + 1] if option in args[:-1] else None
 
 
-def distilled(teacher: Path, args: Sequence[str], name: str = "") -> Experiment:
-    """The distillation of the teacher at a path, with command-line options."""
-    made = parse(partial(distillation, teacher), f"saltus distill {name or teacher}", args)
+def distilled(
+    teacher: Path, args: Sequence[str], name: str = "", kept: Path | None = None
+) -> Experiment:
+    """The distillation of the teacher at a path, with command-line options.
+
+    Args:
+        teacher: a run, its weights file, or a folder of diffusers.
+        args: of the command line.
+        name: of the command, for its help page.
+        kept: the folder of a run whose options these are.
+    """
+    made_for: dict[str, Any] = {"training": lesson("--lora" in args)} if is_foreign(teacher) else {}
+    function = partial(distillation, teacher, kept, **made_for)
+    made = parse(function, f"saltus distill {name or teacher}", args)
     assert isinstance(made, Experiment)
     return made
 
 
 def distillation(
     teacher: conf.Suppress[Path],
+    kept: conf.Suppress[Path | None],
     /,
     *,
     method: str = "freeflow",
     data: str | None = None,
     labels: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
+    prompts: Annotated[Path | None, conf.arg(metavar="FILE.txt")] = None,
+    lora: Annotated[int | None, conf.arg(metavar="RANK")] = None,
     guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     plain: bool = False,
@@ -111,11 +128,15 @@ def distillation(
       saltus distill runs/digits-flow_matching --method lmd --data digits
       saltus distill runs/digits-flow_matching --method emd --data x.npy --labels y.npy
       saltus distill runs/digits-flow_matching --guidance 3 --guidance-interval 0.2 0.9
+      saltus distill stable-diffusion-v1-5/ --prompts prompts.txt --lora 64 --guidance 8
 
     Args:
         method: Any method that saltus methods lists with a teacher among its needs.
-        data: A recipe's name or a .npy array [N, ...]; methods without data do not read it.
+        data: A recipe's name, pictures (folder, .zip, .parquet, .npz) or a .npy array [N, ...]; methods
+            without data do not read it.
         labels: A .npy array of N classes for an array of data, if the teacher has classes.
+        prompts: Texts, one a line, for a diffusers model of texts; labels are then their numbers.
+        lora: Train adapters of this rank beside a diffusers model, instead of all its weights.
         guidance: Learn the map at every strength of guidance up to this one; 1 is none.
         guidance_interval: The times between which guidance applies; 0 is noise, 1 is data.
         plain: Take the method's squared-error form instead of its paper's weights.
@@ -125,7 +146,8 @@ def distillation(
         output: Where results go.
     """
     found = _taught(method)
-    run = open_teacher(teacher)
+    kept = kept or output.out or Path("runs") / f"{teacher.resolve().name}-{method}"
+    run = _opened(teacher, kept, prompts, lora, network)
     if Need.DATA not in found.card.needs:
         if (data is not None or labels is not None) and not output.quiet:
             print(f"{method} learns without data: {data or labels} is not used and not read", file=sys.stderr)
@@ -141,13 +163,15 @@ def distillation(
     _check_guidance(run, guidance)
     run.check(guided=guidance is not None)
     own: dict[str, object] = {
-        "data": str(Path(data).resolve()) if data is not None and names_array(data) else data,
+        "data": str(Path(data).resolve()) if data is not None and names_place(data) else data,
         "labels": None if labels is None else str(labels.resolve()),
         "guidance": guidance,
         "guidance_interval": guidance_interval,
         "plain": plain,
         "scratch": scratch,
     }
+    if isinstance(run, ForeignTeacher):
+        own |= {"prompts": None if prompts is None else str(prompts.resolve()), "lora": lora}
     return check(
         Experiment(
             system=_system(run, source),
@@ -155,7 +179,7 @@ def distillation(
             plain=plain,
             guidance=guidance,
             jump_weight=1.0,
-            spec=_spec(run, found, plain, network, guidance),
+            spec=_spec(run, found, plain, network, guidance, lora),
             training=training,
             output=output,
             network=asdict(network),
@@ -179,10 +203,36 @@ def _taught(method: str) -> Method:
     )
 
 
+def _opened(
+    place: Path, kept: Path | None, prompts: Path | None, lora: int | None, network: Student
+) -> TeacherRun:
+    """The teacher at a path: a run, or a model of diffusers."""
+    if is_foreign(place):
+        if network != Student():
+            raise ValueError(
+                f"teacher {place}: a student of a diffusers model is that network with a second time, got "
+                "options of another network; drop --backbone, --size, --patch, --positions, --parametrisation"
+            )
+        return foreign_teacher(place, prompts, kept)
+    for name, value in (("prompts", prompts), ("lora", lora)):
+        if value is not None:
+            raise ValueError(
+                f"{name} {value}: expected a folder of diffusers as teacher, got {place}; drop --{name}"
+            )
+    return open_teacher(place)
+
+
 def _spec(
-    teacher: TeacherRun, method: Method, plain: bool, network: Student, guidance: float | None
+    teacher: TeacherRun,
+    method: Method,
+    plain: bool,
+    network: Student,
+    guidance: float | None,
+    lora: int | None,
 ) -> ModelSpec:
     """The student's network: the teacher's, but for what was asked for and what the method needs."""
+    if isinstance(teacher, ForeignTeacher):
+        return teacher.student(method, interpolant_of(method, plain), guidance is not None, lora)
     mine = teacher.run.spec
     rotating = isinstance(interpolant_of(method, plain), Trigonometric)
     alike = network.backbone in (None, mine.backbone)  # another network has other options
@@ -217,11 +267,14 @@ def _check_guidance(teacher: TeacherRun, guidance: float | None) -> None:
 def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
     """What the student learns: the teacher's flow, judged by its own recipe too where that is known."""
     spec, options = teacher.run.spec, teacher.place / OPTIONS
-    known = options.is_file()
+    known = options.is_file() and spec.foreign is None
 
     def judge() -> Judge:
         if known:
             return experiment(str(options), []).system.judge()
-        return alone(ALONE, spec.classes)()
+        return alone(ALONE if spec.foreign is None else FEW, spec.classes)()
 
-    return System(teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge)
+    digests = {"data": source.images.digest} if isinstance(source, ImageData) else {}
+    return System(
+        teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge, digests=digests
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 from saltus.guidance import CFG
 from saltus.interpolants import Interpolant
 from saltus.legs import HEUN, Tableau
-from saltus.maps import NetworkMap
+from saltus.maps import AverageVelocity, NetworkMap
 from saltus.methods import Card, Sampler
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.opened import Finished, open_run
@@ -21,6 +21,7 @@ from saltus.samplers import integrate
 from saltus.streams import Streams
 from saltus.teachers import from_teacher, probe
 from saltus.teachers import teacher as on_path
+from saltus.teachers.diffusers.student import DiffusersBackbone
 from saltus.tensors import full_like_rows, like
 from saltus.training import World, shard
 from saltus.typing import Batch, Condition, Velocity
@@ -31,6 +32,8 @@ SOLVED = 64
 """Heun steps of the ODE that says where a teacher sends noise."""
 PROBED = 32
 """Rows that a teacher is asked about before training."""
+FEW = 4
+"""The same for a network of diffusers, which may be a large one."""
 
 
 def has_velocity(card: Card) -> bool:
@@ -52,7 +55,23 @@ class TeacherRun:
 
     def velocity(self, onto: Interpolant) -> Velocity:
         """Its velocity on a student's path."""
+        backbone = self.run.model.backbone
+        if isinstance(backbone, DiffusersBackbone):  # which is asked in its own terms, and converted once
+            return AverageVelocity(backbone.on(onto)).velocity
         return on_path(self.run.model, self.run.interpolant, onto=onto)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """What its answers depend on, by name."""
+        return {"teacher's weights": self.run.weights}
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """What else its students learn from, by its content."""
+        return {}
+
+    def keep(self, folder: Path) -> None:
+        """Write into a run's folder what the run needs of it beside its weights."""
 
     def placed(self, world: World) -> TeacherRun:
         """The same for training: a copy of its map on the world's device, sharded if there are several
@@ -64,6 +83,8 @@ class TeacherRun:
     def suits(self, spec: ModelSpec, onto: Interpolant) -> bool:
         """Whether a network of this description can start as the teacher on this path."""
         mine = self.run.spec
+        if mine.foreign is not None:  # a network of two times is at home on any path
+            return spec.foreign is not None and spec.foreign["network"] == mine.foreign["network"]
         same = replace(spec, classes=mine.classes, heads=mine.heads, guidance=mine.guidance) == mine
         return same and onto == self.run.interpolant
 
@@ -71,15 +92,23 @@ class TeacherRun:
         """Give the student the teacher's weights, so that u_{s,t} = b_s."""
         from_teacher(student, self.run.model)
 
+    def tell(self, student: NetworkMap) -> None:
+        """Tell a student that starts at random the texts that labels stand for, if they stand for any."""
+        mine, theirs = self.run.model.backbone, student.backbone
+        if isinstance(mine, DiffusersBackbone) and isinstance(theirs, DiffusersBackbone):
+            theirs.learn(mine.texts)
+
     def check(self, guided: bool = False) -> None:
         """Raise a ValueError if its velocity is not finite or not of the samples' shape, or does not depend
         on labels though it shall be guided."""
         spec = self.run.spec
-        cond = None if spec.classes is None else Condition(label=torch.arange(PROBED) % spec.classes)
+        rows = PROBED if spec.foreign is None else FEW
+        cond = None if spec.classes is None else Condition(label=torch.arange(rows) % spec.classes)
         path = self.run.interpolant  # its sign and clock are known: a run of this package is in our times
         b = self.run.model.velocity
         try:
-            probe(b, spec.shape, None, cond, interpolant=path, independent=False, guided=guided)
+            few = Streams(0, index=torch.arange(rows))
+            probe(b, spec.shape, few, cond, interpolant=path, independent=False, guided=guided)
         except ValueError as wrong:
             what = str(wrong).removeprefix("teacher: ").partition(";")[0]
             raise ValueError(f"teacher {self.place}: {what}; train it again") from wrong
