@@ -1,5 +1,5 @@
-"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits, pictures on a disk;
-or only noise."""
+"""Where samples come from: densities of the plane, arrays and pairs in memory, real digits, pictures on a
+disk; or only noise."""
 
 from saltus.data.arrays import ArrayData
 from saltus.data.digits import digits

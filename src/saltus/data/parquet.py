@@ -27,13 +27,22 @@ PART = 0.5
 
 
 def holds_parquet(place: Path) -> bool:
-    """Whether a folder, or a folder "data" in it, holds Parquet files."""
+    """Whether a folder, or the folders in it, hold Parquet files."""
     return bool(_files(place))
 
 
 def _files(place: Path) -> list[Path]:
-    here = sorted(place.glob("*.parquet")) or sorted((place / "data").glob("*.parquet"))
-    return [path for path in here if not path.name.startswith(".")]
+    """Those of a folder; or of a folder in it, "data" or the only one that has any."""
+    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet"):
+        found = [path for path in sorted(place.glob(pattern)) if not path.name.startswith(".")]
+        if found:
+            folders = sorted({path.parent.name for path in found})
+            if len(folders) > 1:
+                raise ValueError(
+                    f"{place}: expected Parquet in one folder, got it in {listed(folders)}; give one of them"
+                )
+            return found
+    return []
 
 
 def parquet(place: Path, asked: Asked) -> Stored:

@@ -1,4 +1,4 @@
-"""Data for a distillation: those of a recipe, or arrays on disk."""
+"""Data for a distillation: those of a recipe, pictures on a disk, or arrays of any numbers."""
 
 from __future__ import annotations
 
@@ -12,38 +12,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saltus.data import ArrayData
+from saltus.data import ArrayData, ImageData
 from saltus.recipes import discover, load
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Training
+from saltus.recipes.pictured import Bringing, Pictures, loading_of, opened
 from saltus.recipes.teacher import TeacherRun
 from saltus.streams import Streams
 from saltus.typing import Batch
 
-__all__ = ["data_source", "names_array"]
+__all__ = ["data_source", "names_place"]
 
 ARRAY = ".npy"
+SUFFIXES = frozenset({ARRAY, ".npz", ".zip", ".parquet"})
 
 
-def names_array(data: str) -> bool:
-    """Whether the words name a file and no recipe."""
-    return data.endswith(ARRAY)
+def names_place(data: str) -> bool:
+    """Whether the words name a place on the disk and no recipe.
+
+    >>> names_place("digits"), names_place("photos.zip"), names_place("runs/photos")
+    (False, True, True)
+    """
+    path = Path(data)
+    known = data in discover()
+    return not known and (path.suffix.lower() in SUFFIXES or len(path.parts) > 1 or path.is_dir())
 
 
 def data_source(
     data: str, labels: Path | None, teacher: TeacherRun, training: Training
 ) -> Callable[[Streams], Batch]:
-    """Batches of a recipe's data, or of arrays on disk, that fit the teacher.
+    """Batches of a recipe's data, of pictures, or of an array on disk, that fit the teacher.
+
+    Pictures are cropped and resampled to the teacher's size, in its colours.
 
     Raises:
-        ValueError: for an unknown recipe, an array that is absent, damaged, of another shape or dtype, or
-            labels that are missing or out of range.
+        ValueError: for an unknown recipe, data that are absent, damaged, of another shape or dtype, or labels
+            that are missing or out of range.
     """
-    if not names_array(data):
+    if not names_place(data):
         if labels is not None:
             raise ValueError(f"labels {labels}: expected an array of data with them, got recipe {data!r}")
         return _recipe(data, teacher, training)
     spec = teacher.run.spec
+    if Path(data).suffix.lower() != ARRAY:
+        if labels is not None:
+            raise ValueError(
+                f"labels {labels}: expected a {ARRAY} array of data with them, got {data}, whose classes are "
+                "its folders or a column; drop --labels"
+            )
+        return _pictures(Path(data), teacher, training)
     x = _samples(Path(data), spec.shape)
     if spec.classes is None:
         if labels is not None:
@@ -57,16 +74,43 @@ def data_source(
     return ArrayData(x, training.batch, _classes(labels, len(x), spec.classes))
 
 
+def _pictures(place: Path, teacher: TeacherRun, training: Training) -> ImageData:
+    """Pictures in the teacher's form, with its classes if it has any."""
+    run = teacher.run
+    shape, classes = run.spec.shape, run.spec.classes
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ValueError(
+            f"data {place}: expected a teacher of square pictures, grey or RGB, but samples of {run.name} "
+            f"have shape {list(shape)}; give a {ARRAY} array of that"
+        )
+    form = Pictures(image_size=shape[1], channels="grey" if shape[0] == 1 else "rgb")
+    images = opened(place, form, labels=classes is not None)
+    if classes is not None and len(images.classes or ()) != classes:
+        raise ValueError(
+            f"data {place}: expected pictures of {classes} classes, as {run.name} was trained with, got "
+            f"{len(images.classes or ()) or 'none'}"
+        )
+    return ImageData(images, training.batch, classes is not None, loading=loading_of(Bringing()))
+
+
 def _recipe(name: str, teacher: TeacherRun, training: Training) -> Callable[[Streams], Batch]:
     known = discover()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
-        raise ValueError(f"data {name!r}: expected a recipe's name ({', '.join(near)}) or a {ARRAY} file")
+        raise ValueError(
+            f"data {name!r}: expected a recipe's name ({', '.join(near)}), a folder of pictures or a file "
+            f"({', '.join(sorted(SUFFIXES))})"
+        )
     spec, function = teacher.run.spec, load(name)[0].function()
     options: dict[str, Any] = {"method": "flow_matching", "training": training}
-    labelled = "labels" in inspect.signature(function).parameters
+    taken = inspect.signature(function).parameters
+    labelled = "labels" in taken
     if labelled:
         options["labels"] = spec.classes is not None
+    if "data" in taken and taken["data"].default is inspect.Parameter.empty:
+        raise ValueError(
+            f"data {name}: expected a recipe with data of its own; in place of its name give the folder or file"
+        )
     made: Experiment = function(**options)
     if made.system.shape != spec.shape:
         raise ValueError(

@@ -23,7 +23,7 @@ TEACHER is a run folder, or the weights file of a run, that learned a velocity.
 methods that learn from the teacher alone:
 {free}
 
-methods that need data too (--data RECIPE or --data FILE.npy):
+methods that need data too (--data RECIPE, --data FOLDER or --data FILE):
 {data}
 
 examples:
