@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from saltus import autodiff
 from saltus.autodiff import recomputed
-from saltus.games import Follow, Freeze, Game, Move, Project, as_game
+from saltus.games import Follow, Freeze, Game, Move, Project, as_game, reprojecting
 from saltus.maps import AverageVelocity
 from saltus.methods import load
-from saltus.nn import MLP, DiT
+from saltus.nn import EDM2, MLP, DiT
 from saltus.objectives import Diagonal, Lagrangian, Part, Sum
 from saltus.streams import Streams
 from saltus.training import EMA, World, built, fit, gathered, initialised, piece, player, shard
@@ -259,6 +259,21 @@ def attention(world: World, accumulate: int) -> Found:
     return played(world, accumulate, modules, lambda m: load("lsd").wired(m["student"]), pictures)
 
 
+def magnitude(world: World, accumulate: int) -> Found:
+    """Weights that are brought back to their spheres, row by row, where each process holds some rows."""
+
+    def build() -> AverageVelocity:
+        module = perturbed(AverageVelocity(EDM2((1, 4, 4), 6, (1, 2), depth=1, attention=(), classes=3)))
+        assert isinstance(module, AverageVelocity)
+        return module
+
+    def game(m: Modules) -> Game:
+        student = m["student"]
+        return reprojecting(as_game(load("flow_matching").wired(student), student))
+
+    return played(world, accumulate, {"student": initialised(0, build)}, game, pictures)
+
+
 def recomputing(world: World, accumulate: int) -> Found:
     """Activations that several processes compute again in the backward pass, and one does not."""
     student = transformer(0)
@@ -347,7 +362,7 @@ CASES: dict[str, Callable[[World, int], Found]] = {
     case.__name__: case
     for case in (
         *(lsd, mean_flow, freeflow, freeflow_fixed, uneven, groups, learned, whole_network, attention),
-        *(recomputing, compiling, initial, targets, agreements, pieces),
+        *(magnitude, recomputing, compiling, initial, targets, agreements, pieces),
     )
 }
 

@@ -26,6 +26,7 @@ CASES_OF = {
         *(
             "whole_network:2:1",
             "attention:2:1",
+            "magnitude:1:1",
             "recomputing:2:1",
             "compiling:1:1",
             "initial:1:1",
