@@ -20,7 +20,8 @@ from saltus.typing import Condition
 
 __all__ = ["PIPELINES", "encode"]
 
-_LEFT_OUT = {"transformer", "unet", "vae", "safety_checker", "feature_extractor", "image_encoder"}
+_LEFT_OUT = {"transformer", "unet", "vae", "scheduler"}
+_LEFT_OUT |= {"safety_checker", "feature_extractor", "image_encoder"}
 
 
 def encode(
