@@ -275,6 +275,12 @@ class Latents:
         return self.manifest.about.shape
 
     @property
+    def digest(self) -> str:
+        """Of the latents: of what they were made of and of every shard, 16 hexadecimal digits."""
+        facts = [asdict(self.manifest.about), [shard.sha256 for shard in self.manifest.shards]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def std(self) -> float:
         """The standard deviation of all numbers together, about the mean of each channel."""
         return math.sqrt(sum(s * s for s in self.manifest.moments()[1]) / self.shape[0])
@@ -297,6 +303,13 @@ class Latents:
     def __call__(self, rng: Streams) -> Batch:
         """The batch of a step: x0 from the stream "x0", x1 and its labels from the data."""
         rows = self.rows(rng)
+        x1 = self.samples(rows, rng)
+        label = None if self.label is None else Condition(label=placed(self.label[rows], rng.device))
+        return Batch(self.prior * rng.normal_like("x0", x1), x1, label)
+
+    def samples(self, rows: Tensor, rng: Streams) -> Tensor:
+        """Latents of images (int64 [n]) as training sees them: with the flips and the noise of the streams,
+        one a row, [n, C, h, w]."""
         flipped = torch.zeros(len(rows), dtype=torch.bool)
         if self.flips:  # drawn where it is needed: no device has to be waited for
             flipped = replace(rng, device=flipped.device).uniform("flip") < 0.5
@@ -304,8 +317,7 @@ class Latents:
         if self.sampled:
             std = placed(self._chosen(rows, flipped, STD, FLIPPED_STD), rng.device, rng.dtype)
             x1 = x1 + std * rng.normal_like("posterior", x1)
-        label = None if self.label is None else Condition(label=placed(self.label[rows], rng.device))
-        return Batch(self.prior * rng.normal_like("x0", x1), x1, label)
+        return x1
 
     def _chosen(self, rows: Tensor, flipped: Tensor, straight: str, mirrored: str) -> Tensor:
         """The rows from one tensor, or where ``flipped`` from the other."""

@@ -21,7 +21,7 @@ __all__ = ["assemble", "check"]
 
 FLOW = "flow_matching"
 """The method that trains a teacher where a run needs one of its own."""
-DATA = ("data", "labels", "pictures", "loading")
+DATA = ("data", "labels", "pictures", "latents", "loading")
 """A recipe's own options that say what is learned: those that a run's own teacher has too."""
 ADAPTERS = "guidance_adapters"
 """The method whose student is no network of a recipe's."""
