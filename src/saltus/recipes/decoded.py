@@ -64,19 +64,21 @@ def decoder_of(meta: Mapping[str, object], asked: Path | None = None) -> Decoder
 
     Args:
         meta: what the file says of itself.
-        asked: another folder of the autoencoder.
+        asked: the folder of an autoencoder to take instead.
 
     Raises:
-        ValueError: for a folder that is not wanted.
+        ValueError: for a folder that was asked for and holds none.
     """
     said = meta.get(META)
-    if not isinstance(said, dict):
-        if asked is not None:
-            raise ValueError(f"autoencoder {asked}: expected a run on latents, got one on samples; drop it")
+    known = said if isinstance(said, dict) else {}
+    if asked is None and not known:
         return None
-    digest = said.get(DIGEST)
-    known = digest if isinstance(digest, str) else None
-    return Decoder(str(said.get(FOLDER, "")) if asked is None else str(asked), known, asked is not None)
+    digest = known.get(DIGEST)
+    folder = str(known.get(FOLDER, "")) if asked is None else str(asked)
+    decoder = Decoder(folder, digest if isinstance(digest, str) else None, asked is not None)
+    if asked is not None:
+        decoder.check()
+    return decoder
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,7 @@ from tyro import conf
 from saltus.maps import NetworkMap
 from saltus.plots import check_matplotlib
 from saltus.recipes.averages import Choice
+from saltus.recipes.decoded import decoder_of
 from saltus.recipes.drawings import draw_all, logged
 from saltus.recipes.evaluate import Exam
 from saltus.recipes.evaluate import evaluate as measured
@@ -25,7 +26,7 @@ from saltus.recipes.folder import OPTIONS, check_file, whole
 from saltus.recipes.opened import DEFAULT, Finished, open_run
 from saltus.recipes.resolve import experiment
 from saltus.recipes.sampling import check_steps
-from saltus.recipes.show import picture, said, shown
+from saltus.recipes.show import picture, said, shown, visible
 from saltus.recipes.watch import append
 
 __all__ = ["RunPath", "again", "check_out", "evaluate", "sample"]
@@ -42,6 +43,7 @@ def sample(
     seed: int = 0,
     label: int | None = None,
     w: float | None = None,
+    autoencoder: Annotated[Path | None, conf.arg(metavar="DIR")] = None,
     out: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
     weights: Choice = Choice(),
 ) -> None:
@@ -62,6 +64,7 @@ def sample(
         seed: Sample i is a function of the seed and i alone.
         label: The class of all samples; by default one after another.
         w: Strength of guidance, for maps that were trained with --guidance.
+        autoencoder: What decodes latents for pictures; by default that of the run. Arrays hold latents.
         out: A .png picture, or a .npy array [steps, n, ...]; by default a picture in the run folder.
         weights: Which of the weights that the run kept.
     """
@@ -78,14 +81,15 @@ def sample(
     _say_guess(done, w)
     parts = [(said(k), done.sample(count, k, seed, label, w).cpu()) for k in steps]
     labels = done.labels(count, label)
+    decode = decoder_of(done.meta, autoencoder)
     with whole(path) as draft:
         if path.suffix == ARRAY:
             np.save(draft, torch.stack([x for _, x in parts]).numpy())
         elif len(parts) == 1 and len(done.shape) == 3 and count > shown(done.shape):
-            _sheet(parts[0][1]).save(draft)
+            _sheet(visible(parts[0][1], decode)).save(draft)
         else:
             title = f"{done.name}, seed {seed}" + ("" if w is None else f", w = {w:g}")
-            picture(title, parts, labels).save(draft)
+            picture(title, parts, labels, decode=decode).save(draft)
     at = ", ".join(map(str, steps)) + (" step" if steps == (1,) else " steps")
     early = "" if done.after is None else f" after {done.after:,} steps of its training"
     print(f"{len(parts)} × {count} samples of {done.name}{early} at {at}: {path}")
