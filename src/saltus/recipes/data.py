@@ -109,7 +109,7 @@ def _recipe(name: str, teacher: TeacherRun, training: Training) -> Callable[[Str
         options["labels"] = spec.classes is not None
     if "data" in taken and taken["data"].default is inspect.Parameter.empty:
         raise ValueError(
-            f"data {name}: expected a recipe with data of its own; in place of its name give the folder or file"
+            f"data {name}: expected a recipe with data of its own; give the folder or file in its place"
         )
     made: Experiment = function(**options)
     if made.system.shape != spec.shape:
