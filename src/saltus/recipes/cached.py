@@ -15,6 +15,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -25,7 +26,7 @@ from saltus.metrics.features import digest_of
 
 __all__ = ["cache_folder", "cached"]
 
-KEY, DIGEST = "key", "digest"
+SAID = "saltus"
 
 
 def cache_folder() -> Path:
@@ -61,19 +62,25 @@ def cached(
     beside = path.with_name(f".{uuid.uuid4().hex[:8]}-{name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, {KEY: text, DIGEST: digest_of(tensors)})
+        save_file(tensors, beside, {SAID: _said(text, tensors)})
         beside.replace(path)
     except (OSError, SafetensorError) as wrong:
         print(f"{path}: cannot keep {what} ({wrong}); $SALTUS_CACHE names another folder", file=sys.stderr)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     return tensors
+
+
+def _said(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """What a file says of itself; one entry, since several have no fixed order."""
+    return json.dumps({"key": json.loads(text), "digest": digest_of(tensors)}, sort_keys=True)
 
 
 def _read(path: Path, text: str) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
-        said = file.metadata() or {}
+        said = (file.metadata() or {}).get(SAID)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if said.get(KEY) != text or said.get(DIGEST) != digest_of(tensors):
+    if said != _said(text, tensors):
         raise ValueError("expected what its key and its hash say, got other tensors")
     return tensors

@@ -29,10 +29,10 @@ from saltus.recipes.folder import (
     SAMPLES,
     WEIGHTS,
     read_json,
-    scored_before,
     whole,
     write_json,
 )
+from saltus.recipes.foreign import decoder
 from saltus.recipes.memory import size
 from saltus.recipes.occupied import check_free, finished, occupied
 from saltus.recipes.opened import open_run
@@ -65,7 +65,8 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
         rows = sorted(rows, key=lambda row: row.group is EULERS)  # Euler's last
         parts = [(row.label, made.system.seen(row.sample())) for row in rows]
     with whole(path) as draft:
-        picture(f"{made.name}: the same noise by {counted(len(parts), 'sampler')}", parts, labels).save(draft)
+        title = f"{made.name}: the same noise by {counted(len(parts), 'sampler')}"
+        picture(title, parts, labels, decode=decoder(made.spec)).save(draft)
 
 
 def execute(made: Experiment) -> list[Measured]:
@@ -77,6 +78,8 @@ def execute(made: Experiment) -> list[Measured]:
             here = environment(world.device, world.size)
             ends = not made.output.skip_evaluation
             stack.enter_context(occupied(folder, made.options(), made.output.overwrite, here, ends))
+            if made.teacher is not None:
+                made.teacher.keep(folder)
             if not made.output.quiet:
                 print(f"{made.name}: {made.training.steps:,} steps of {made.training.batch} into {folder}/")
         world.barrier()
@@ -169,8 +172,7 @@ def record(made: Experiment, model: NetworkMap, folder: Path) -> Recorded:
         exam = Exam(made)
         lines, protocol = list(evaluate(made, model, exam)), exam.judge.note
     said = {"protocol": protocol} if protocol else {}
-    plain = {"run": made.name, **said, "lines": [asdict(m) for m in lines]}
-    write_json(folder / EVALUATION, plain | scored_before(folder))
+    write_json(folder / EVALUATION, {"run": made.name, **said, "lines": [asdict(m) for m in lines]})
     return Recorded(lines, protocol)
 
 

@@ -23,9 +23,13 @@ from saltus.recipes.evaluate import evaluate as measured
 from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, check_file, whole
+from saltus.recipes.foreign import decoder, said_to
 from saltus.recipes.opened import DEFAULT, Finished, open_run
 from saltus.recipes.resolve import experiment
 from saltus.recipes.sampling import check_steps
+from saltus.recipes.scored import keep, scored
+from saltus.recipes.scored import shown as tabled
+from saltus.recipes.scoring import Scoring
 from saltus.recipes.show import picture, said, shown, visible
 from saltus.recipes.watch import append
 
@@ -42,6 +46,7 @@ def sample(
     n: int | None = None,
     seed: int = 0,
     label: int | None = None,
+    prompt: str | None = None,
     w: float | None = None,
     autoencoder: Annotated[Path | None, conf.arg(metavar="DIR")] = None,
     out: Annotated[Path | None, conf.arg(metavar="FILE")] = None,
@@ -56,13 +61,15 @@ def sample(
       saltus sample runs/digits-lsd --label 3 --n 20 --out threes.png
       saltus sample runs/mixture-lsd --n 10000 --out points.npy
       saltus sample runs/digits-lsd --raw
+      saltus sample runs/stable-diffusion-v1-5-freeflow --prompt "a cat" --n 4
 
     Args:
         run: Run folder, or a weights file.
         steps: Network evaluations a sample; several draw from the same noise.
         n: Samples for each number of steps; a row of the picture by default.
         seed: Sample i is a function of the seed and i alone.
-        label: The class of all samples; by default one after another.
+        label: The class of all samples, or the number of their prompt; by default one after another.
+        prompt: The text of all samples, for students of diffusers models of texts.
         w: Strength of guidance, for maps that were trained with --guidance.
         autoencoder: What decodes latents for pictures; by default that of the run. Arrays hold latents.
         out: A .png picture, or a .npy array [steps, n, ...]; by default a picture in the run folder.
@@ -79,9 +86,10 @@ def sample(
     check_out(path, (PICTURE, ARRAY))
     done.check_strength(w)
     _say_guess(done, w)
-    parts = [(said(k), done.sample(count, k, seed, label, w).cpu()) for k in steps]
-    labels = done.labels(count, label)
-    decode = decoder_of(done.meta, autoencoder)
+    cond = None if prompt is None else said_to(done, prompt, label)
+    parts = [(said(k), done.sample(count, k, seed, label, w, cond).cpu()) for k in steps]
+    labels = None if cond is not None else done.labels(count, label)
+    decode = decoder_of(done.meta, autoencoder) or decoder(done.spec)
     with whole(path) as draft:
         if path.suffix == ARRAY:
             np.save(draft, torch.stack([x for _, x in parts]).numpy())
@@ -125,19 +133,36 @@ def again(run: Path, weights: Choice = DEFAULT) -> tuple[Experiment, NetworkMap]
     return dataclasses.replace(made, output=dataclasses.replace(made.output, out=run)), done.model
 
 
-def evaluate(run: conf.Positional[RunPath], weights: Choice = Choice()) -> None:
+def evaluate(
+    run: conf.Positional[RunPath], weights: Choice = Choice(), scoring: Scoring = Scoring()
+) -> None:
     """Measure a finished run against the truth, beside plain integration and fresh data, and draw it.
 
     The figures of other weights than the usual average go into evaluations.jsonl, and no picture changes.
 
+    With options of scoring, samples of images are scored by the features of a network, with intervals and
+    the protocol below the table; both go into scores.json. Statistics of the real images are kept in
+    $SALTUS_CACHE, or else in ~/.cache/saltus.
+
     examples:
       saltus evaluate runs/digits-lsd
       saltus evaluate runs/digits-lsd --sigma-rel 0.13
+      saltus evaluate runs/digits-lsd --features own --seeds 3 --steps 1 2 4 8
+      saltus evaluate RUN --features inception --features-weights FILE.pth --count 50000
 
     Args:
         run: Run folder.
         weights: Which of the weights that the run kept.
+        scoring: How images are scored.
     """
+    if scoring != Scoring():
+        made, model = again(run, weights)
+        which = open_run(run, weights).which
+        found = scored(made, model, scoring, which, run)
+        keep(run, made.name, found)
+        for table in tabled(found, f"{made.name} after {made.training.steps:,} steps ({which})"):
+            table.show()
+        return
     check_matplotlib()
     made, model = again(run, weights)
     logged(run)  # a damaged log is told before anything is measured

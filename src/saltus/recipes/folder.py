@@ -9,6 +9,7 @@
     model.safetensors     averaged and raw weights; the construction options are in its metadata
     samples.png           samples of the averaged weights
     evaluation.json       figures, once ``saltus evaluate`` or the run's own end has measured them
+    scores.json           figures by features, each with its protocol, of saltus evaluate with such options
     report.html           all of it on one page
 
 A run is finished when its weights file is there; before that, the same command goes on with it.
@@ -33,22 +34,19 @@ __all__ = [
     "METRICS",
     "OPTIONS",
     "SAMPLES",
-    "SCORED",
+    "SCORES",
     "WEIGHTS",
     "check_above",
     "check_file",
     "read_json",
-    "scored_before",
     "weights_of",
     "whole",
     "write_json",
 ]
 
 OPTIONS, METRICS, WEIGHTS = "options.json", "metrics.jsonl", "model.safetensors"
-SAMPLES, EVALUATION = "samples.png", "evaluation.json"
+SAMPLES, EVALUATION, SCORES = "samples.png", "evaluation.json", "scores.json"
 ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
-SCORED = "scored"
-"""In an evaluation: figures of samples by features, each with its protocol."""
 EVALUATIONS, GRIDS = "evaluations.jsonl", "grids"
 
 
@@ -103,14 +101,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
-
-
-def scored_before(folder: Path) -> dict[str, Any]:
-    """What ``saltus evaluate`` with options of its own has written into a run's evaluation, to be kept."""
-    try:
-        return {k: v for k, v in read_json(folder / EVALUATION, EVALUATION).items() if k == SCORED}
-    except ValueError:  # none yet, or a damaged one, which is about to be written anew
-        return {}
 
 
 def weights_of(run: Path) -> Path:

@@ -100,20 +100,22 @@ class ImageTruth:
         self.reference = reference or self._reference()
 
     @property
-    def protocol(self) -> str:
-        """What has to be said beside every figure."""
-        most = min(KEPT, self.count)
-        parts = [
-            f"features: {self.network.name} ({self.network.digest})",
-            f"real: {self.reference.count:,} of {self.gallery.name} ({self.gallery.digest})",
-            f"samples: {self.count:,}, as 8-bit images",
-        ]
-        if self.metrics & {"kid", "precision", "density"}:
-            parts.append(f"KID and neighbours: {most:,} samples, {len(self.reference.features):,} real")
-        return "; ".join(parts)
+    def facts(self) -> dict[str, str]:
+        """The protocol: what has to be said beside every figure."""
+        few, kept = min(KEPT, self.count), len(self.reference.features)
+        said = {
+            "features": f"{self.network.name} ({self.network.digest})",
+            "real": f"{self.reference.count:,} of {self.gallery.name} ({self.gallery.digest})",
+            "samples": f"{self.count:,}, rounded to 8 bits",
+        }
+        if "kid" in self.metrics:
+            said["KID"] = f"all pairs of {few:,} samples and {kept:,} real images"
+        if self.metrics & {"precision", "density"}:
+            said["neighbours"] = f"{few:,} samples, {min(few, kept):,} real images"
+        return said
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for part in torch.split(rows, self.scoring.score_batch):
+        for part in torch.split(rows, self.scoring.batch):
             labels = None if self.gallery.labels is None else self.gallery.labels[part]
             yield self.network(self.gallery.images(part).to(self.device)), labels
 
@@ -166,7 +168,7 @@ class ImageTruth:
 
     def features(self, x: Tensor) -> Tensor:
         """Of samples in [-1, 1], a batch at a time, float32 [n, D] on the device of the judge."""
-        parts = torch.split(x, self.scoring.score_batch)
+        parts = torch.split(x, self.scoring.batch)
         return torch.cat([self.network(part.to(self.device)) for part in parts])
 
     def scores(self, features: Tensor, labels: Tensor | None, intervals: bool = True) -> Scores:
@@ -293,6 +295,6 @@ def image_judge(
         truth.figures,
         truth.real,
         scoring.steps,
-        batch=scoring.score_batch,
-        note=truth.protocol,
+        batch=scoring.batch,
+        note="\n".join(f"{name}: {text}" for name, text in truth.facts.items()),
     )

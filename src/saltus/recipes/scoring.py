@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from saltus.metrics.features import (
+    GRAPH,
+    PORT,
     FeatureNetwork,
     components_from,
     components_tensors,
+    dinov2_from,
     eight_bits,
+    graph_from,
+    inception_from,
     own_from,
     own_tensors,
+    stored_tensors,
 )
 from saltus.recipes.cached import cached
 from saltus.recipes.gallery import Gallery
@@ -21,7 +30,10 @@ from saltus.recipes.options import Flag
 
 __all__ = ["Figure", "Scoring", "feature_network", "shuffled"]
 
-Network = Literal["own", "components"]
+Network = Literal["own", "components", "inception", "inception-pytorch-fid", "dinov2", "onnx"]
+Group = Literal["own", "guided", "euler", "solver", "teacher"]
+OWN: Group = "own"
+GUIDED: Group = "guided"
 Figure = Literal["frechet", "infinity", "kid", "precision", "density", "agreement"]
 FIT = 5000
 """Images of which principal components are taken."""
@@ -35,8 +47,10 @@ HELD_OUT = 10
 class Scoring:
     """How samples of images are scored by features."""
 
-    features: Network = "own"
-    """Feature network: a small classifier of the data; principal components of it."""
+    features: Network | None = None
+    """own (the default): a small classifier of the data; components: principal ones; the others are files."""
+    features_weights: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The file of the feature network (.safetensors, .pth, .onnx); of DINOv2 the folder."""
     count: int | None = None
     """Samples a figure; None is 2,000, or the number of images where that is less."""
     seeds: int = 1
@@ -44,7 +58,8 @@ class Scoring:
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Step counts, all in one pass."""
     metrics: tuple[Figure, ...] = ("frechet", "kid", "precision", "agreement")
-    """Figures; infinity is the Fréchet distance extrapolated to endless samples."""
+    """Figures. infinity: the Fréchet distance extrapolated to endless samples; agreement: how many of 100 the
+    small classifier takes for the class that was asked for."""
     per_class: Flag = False
     """The Fréchet distance of each class too."""
     level: float = 0.95
@@ -53,7 +68,9 @@ class Scoring:
     """Of the bootstrap; 0 gives no intervals with one seed."""
     reference: int | None = None
     """Real images that samples are held against; None is all of them."""
-    score_batch: int = 256
+    samplers: tuple[Group, ...] = (OWN, GUIDED)
+    """Samplers: the method's own, that with guidance, Euler or Heun on its velocity, its teacher's ODE."""
+    batch: int = 256
     """Images at a time, in sampling and in the feature network."""
 
 
@@ -65,8 +82,20 @@ def shuffled(count: int) -> torch.Tensor:
 def feature_network(scoring: Scoring, gallery: Gallery, device: torch.device) -> FeatureNetwork:
     """The network on a device; what is trained on the data is kept in the cache."""
     order = shuffled(gallery.count)
+    stored: dict[str, Callable[[Path], FeatureNetwork]] = {
+        "inception": lambda path: inception_from(stored_tensors(path), GRAPH, str(path)),
+        "inception-pytorch-fid": lambda path: inception_from(stored_tensors(path), PORT, str(path)),
+        "dinov2": dinov2_from,
+        "onnx": graph_from,
+    }
+    name, path = scoring.features or "own", scoring.features_weights
+    if (name in stored) != (path is not None):
+        needs = "needs a file: give it with" if path is None else "is made of the data: leave out"
+        raise ValueError(f"features: {name} {needs} --features-weights")
+    if path is not None:
+        return stored[name](path).to(device)
     builds = {"own": _own, "components": _components}
-    return builds[scoring.features](gallery, order, device).to(device)
+    return builds[name](gallery, order, device).to(device)
 
 
 def _own(gallery: Gallery, order: torch.Tensor, device: torch.device) -> FeatureNetwork:

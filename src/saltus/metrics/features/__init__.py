@@ -6,15 +6,28 @@ figures can be compared only if both agree.
 
 from saltus.metrics.features.classifier import own_features, own_from, own_tensors
 from saltus.metrics.features.components import components_from, components_tensors
+from saltus.metrics.features.dinov2 import Dinov2, dinov2_from
+from saltus.metrics.features.graph import graph_from
+from saltus.metrics.features.inception import GRAPH, PORT, Inception, inception_from, resized_as_the_graph
 from saltus.metrics.features.network import FeatureNetwork, digest_of, eight_bits
+from saltus.metrics.features.stored import stored_tensors
 
 __all__ = [
+    "GRAPH",
+    "PORT",
+    "Dinov2",
     "FeatureNetwork",
+    "Inception",
     "components_from",
     "components_tensors",
     "digest_of",
+    "dinov2_from",
     "eight_bits",
+    "graph_from",
+    "inception_from",
     "own_features",
     "own_from",
     "own_tensors",
+    "resized_as_the_graph",
+    "stored_tensors",
 ]
