@@ -11,9 +11,9 @@ same order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,25 +28,36 @@ from saltus.autodiff.ways import forward_mode
 __all__ = ["Aside", "Beside", "recomputed"]
 
 
-@dataclass(eq=False)
+def _thread() -> int:
+    """Who is asking. The tracer of torch.compile is alone."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
 class Aside:
     """A tensor that parts of a network read beside their arguments, set for the time of a call; kept like
-    an argument where the part is recomputed.
+    an argument where the part is recomputed. Each thread that calls the network has its own."""
 
-    Attributes:
-        value: None between calls.
-    """
+    def __init__(self) -> None:
+        self._values: dict[int, Tensor | None] = {}
 
-    value: Tensor | None = None
+    @property
+    def value(self) -> Tensor | None:
+        """None between calls."""
+        return self._values.get(_thread())
 
     @contextmanager
     def holding(self, value: Tensor | None) -> Iterator[None]:
         """Within the context it has this value."""
-        before, self.value = self.value, value
+        me = _thread()
+        before = self._values.get(me)
+        self._values[me] = value
         try:
             yield
         finally:
-            self.value = before
+            if before is None:
+                del self._values[me]
+            else:
+                self._values[me] = before
 
 
 class Beside:
