@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from copy import deepcopy
 from itertools import accumulate
 from pathlib import Path
 
@@ -32,9 +33,6 @@ from saltus.training.memory import (
     memory_peak,
     unallocated,
 )
-
-# Minutes, and once a worker that had run much else ended here in a fault of memory: a process of their own.
-pytestmark = pytest.mark.all
 
 CPU = torch.device("cpu")
 TRAININGS = (
@@ -105,6 +103,16 @@ def test_parts_are_the_tensors_themselves() -> None:
     assert parts["student"] == parts["teacher"] == parts["critic"] == weights
     assert parts["averages"] == 2 * weights + 2 * 8  # and two counts
     assert parts["optimiser"] == pytest.approx(4 * weights, rel=1e-3)  # two moments of two players
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_copies_without_memory_share_one_mode() -> None:
+    """A copied mode frees its weak references to storages a second time: a fault of memory, much later."""
+    with unallocated():
+        net = nn.Linear(3, 3)
+    copy = deepcopy(net)
+    assert copy.weight is not net.weight
+    assert copy.weight.fake_mode is net.weight.fake_mode
 
 
 def test_counting_takes_no_memory() -> None:

@@ -44,6 +44,15 @@ _CUDA = torch.device("cuda").type
 _CUDA_BLOCK = 512  # bytes; the caching allocator hands out multiples
 
 
+class _Unallocated(FakeTensorMode):
+    """The mode of tensors without data. Each of them refers to it, so a copy of a network would copy it too,
+    with its table of weak references to storages, of which PyTorch then frees both: a fault of memory long
+    after. Copies of such tensors stay in the same mode."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unallocated:
+        return self
+
+
 def unallocated() -> FakeTensorMode:
     """A context in which new tensors have a shape, a type and a device, but no memory.
 
@@ -55,7 +64,7 @@ def unallocated() -> FakeTensorMode:
     >>> large(torch.zeros(2, 10**6)).shape
     torch.Size([2, 1000000])
     """
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return _Unallocated(allow_non_fake_inputs=True)
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
