@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,26 +74,42 @@ def convert(
     return (like(of_x, x) * x + like(of_value, x) * value).to(upcast(x).dtype)
 
 
+@runtime_checkable
+class Invertible(Protocol):
+    """An interpolant that knows the time of a signal-to-noise ratio without a search."""
+
+    def time_of(self, alpha: Tensor, beta: Tensor) -> Tensor:
+        """The time of the ratio beta/alpha [B], or the nearer end, in float64; a constant."""
+        ...
+
+
 def matching_time(t: Tensor, given: Interpolant, other: Interpolant, halvings: int = 64) -> Tensor:
     """The time of ``other`` with the signal-to-noise ratio that ``given`` has at t.
 
-    Solves beta'(tau) alpha(t) = alpha'(tau) beta(t) by bisection in float64, division-free, so that
-    the ends 0 and 1 are found too; a ratio that ``other`` never has gives its nearer end. [B] -> [B], in
-    t's dtype, differentiable once in t.
+    Solves beta'(tau) alpha(t) = alpha'(tau) beta(t) in float64, by bisection unless ``other`` is
+    :class:`Invertible`, division-free, so that the ends 0 and 1 are found too; a ratio that ``other`` never
+    has gives its nearer end. [B] -> [B], in t's dtype, differentiable once in t.
     """
     c = given(t.double())
+    if isinstance(other, Invertible):
+        tau = other.time_of(sg(c.alpha), sg(c.beta))
+    else:
+        tau = _bisected(c, other, halvings)
+    # the search has no derivative: this adds that of the implicit function, and the value 0
+    m = other(tau)
+    gap, slope = m.beta * c.alpha - m.alpha * c.beta, sg(m.dbeta * c.alpha - m.dalpha * c.beta)
+    slope = torch.where(slope == 0.0, torch.ones_like(slope), slope)  # 0 beyond the end of a constant beta
+    return (tau - (gap - sg(gap)) / slope).to(t)
+
+
+def _bisected(c: Coefficients, other: Interpolant, halvings: int) -> Tensor:
     low, high = torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
     for _ in range(halvings):
         middle = 0.5 * (low + high)
         m = other(middle)
         too_clean = m.beta * c.alpha > m.alpha * c.beta
         low, high = torch.where(too_clean, low, middle), torch.where(too_clean, middle, high)
-    tau = 0.5 * (low + high)
-    # bisection has no derivative: this adds that of the implicit function, and the value 0
-    m = other(tau)
-    gap, slope = m.beta * c.alpha - m.alpha * c.beta, sg(m.dbeta * c.alpha - m.dalpha * c.beta)
-    slope = torch.where(slope == 0.0, torch.ones_like(slope), slope)  # 0 beyond the end of a constant beta
-    return (tau - (gap - sg(gap)) / slope).to(t)
+    return 0.5 * (low + high)
 
 
 _MOST_GAIN = 1e6

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saltus.exact import Gaussian
-from saltus.interpolants import VE, Linear, Trigonometric
+from saltus.interpolants import VE, Coefficients, Linear, Trigonometric
 from saltus.predictions import Prediction, matching_time
 from saltus.streams import Streams
 from saltus.teachers import probe
@@ -130,6 +130,27 @@ def test_the_clock_and_its_inverse(name: str) -> None:
     if name in TABLES:  # whole numbers are met exactly, in float32 too
         k = torch.arange(len(made(name).alphas_cumprod))
         assert bool((path.clock(path.when(k).float()) == k).all())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_time_of_a_ratio_is_found_at_once(name: str) -> None:
+    path = path_of(made(name)).interpolant
+    assert isinstance(path, Tabulated)
+    t = torch.cat([torch.linspace(0.0, 1.0, 4001), torch.tensor([1e-9, 1.0 - 1e-9])]).double()
+    c = path(t)
+    assert float((path.time_of(3.0 * c.alpha, 3.0 * c.beta) - t).abs().max()) < 1e-9
+    assert path.time_of(torch.ones(1), torch.zeros(1)) == 0.0  # less of the data than the table has
+    assert abs(float(path.time_of(torch.zeros(1), torch.ones(1))) - 1.0) < 1e-9
+
+    def searched(t: Tensor) -> Coefficients:  # the same path, without the inverse
+        return path(t)
+
+    line = torch.linspace(0.0, 0.999, 501, dtype=torch.float64).requires_grad_()
+    found, other = (matching_time(line, Linear(), p) for p in (path, searched))
+    assert float((found - other).detach().abs().max()) < 1e-9
+    slopes = [torch.autograd.grad(v.sum(), line)[0] for v in (found, other)]
+    inside = other.detach() > 1e-6
+    assert float((slopes[0] - slopes[1])[inside].abs().max()) < 1e-6 * float(slopes[1][inside].abs().max())
 
 
 def network(path: Path, kind: str, name: str, sigma_data: float) -> Any:  # noqa: ANN401

@@ -8,7 +8,8 @@ conditions (:mod:`~saltus.teachers.diffusers.texts`, :mod:`~saltus.teachers.diff
 from saltus.teachers.diffusers.conditions import filled
 from saltus.teachers.diffusers.families import Family, family_of, forward_function, known_families
 from saltus.teachers.diffusers.opened import DiffusersModel, open_diffusers
-from saltus.teachers.diffusers.schedules import Path, Scalings, Tabulated, path_of
+from saltus.teachers.diffusers.schedules import Path, Scalings, path_of
+from saltus.teachers.diffusers.tabulated import Tabulated
 
 __all__ = [
     "DiffusersModel",
