@@ -171,6 +171,7 @@ def test_blocks_that_recompute_give_the_same_gradients(name: str) -> None:
     assert float(again.backbone.gap.first.weight.grad.abs().max()) > 0.0
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["DiT", "SD1.5"])
 def test_one_step_length_is_a_plain_model(name: str) -> None:
     """The second time of a fixed gap is a part of a bias: any diffusers program can make such steps."""

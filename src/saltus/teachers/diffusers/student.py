@@ -173,7 +173,8 @@ class DiffusersBackbone(nn.Module):
         self.gap = Addition(last.out_features, guidance).to(last.weight.device, last.weight.dtype)
         nothing = model.nothing
         for name in FIELDS:
-            self.register_buffer(f"null_{name}", None if nothing is None else vars(nothing)[name])
+            null = None if nothing is None else vars(nothing)[name]
+            self.register_buffer(f"null_{name}", None if null is None else null.clone())
             self.register_buffer(f"text_{name}", None, persistent=False)
         # what is left of the teacher: how its network is called, and nothing that a copy should not copy
         self.model = replace(model, null=None, folder=None, pipeline="")
