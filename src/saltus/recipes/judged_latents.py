@@ -14,6 +14,7 @@ from saltus.recipes.decoded import Decoder
 from saltus.recipes.digits import COMPONENTS, FRECHET, Features
 from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_images import image_judge
+from saltus.recipes.scoring import Scoring
 from saltus.recipes.system import Drawn, Judge
 from saltus.streams import Streams
 
@@ -65,15 +66,20 @@ def decoded_gallery(data: Latents, decoder: Decoder) -> Gallery:
     )
 
 
-def pixel_judge(data: Latents, decoder: Decoder) -> Judge:
+def pixel_judge(data: Latents, decoder: Decoder, scoring: Scoring = Scoring()) -> Judge:
     """Figures of decoded samples by features of pictures, against real images that went through the same
     autoencoder.
+
+    Args:
+        data: the latents.
+        decoder: that of the latents.
+        scoring: what to measure.
 
     Raises:
         ValueError: if the autoencoder cannot be opened.
     """
     decoder.check()
-    judge = image_judge(decoded_gallery(data, decoder), data.label is not None)
+    judge = image_judge(decoded_gallery(data, decoder), data.label is not None, scoring)
 
     def figures(drawn: Drawn) -> dict[str, float]:
         return judge.figures(replace(drawn, x=decoder(drawn.x)))

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from saltus.streams import Streams
 from saltus.teachers.autoencoder import Posterior
-from saltus.teachers.diffusers.packages import part
+from saltus.teachers.diffusers.packages import part, quietly
 
 __all__ = ["DiffusersAutoencoder", "open_autoencoder"]
 
@@ -228,23 +226,11 @@ def _config(place: Path) -> dict[str, Any]:
     return dict(config)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' notes, such as that AutoencoderTiny writes a setting that it does not read."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def _loaded(place: Path, kind: str, variant: str | None, dtype: torch.dtype) -> Any:  # noqa: ANN401
     """The module of diffusers, every weight of which came from the file."""
     found = part(kind)
     try:
-        with _quiet():
+        with quietly():
             model, told = found.from_pretrained(
                 str(place),
                 local_files_only=True,
