@@ -298,14 +298,19 @@ def test_a_card_tells_what_was_measured(weights: Path, tmp_path: Path) -> None:
     run.mkdir()
     weights.rename(run / "model.safetensors")
     lines = [{"label": "1 jump", "group": "own", "steps": 1, "figures": {"Fréchet": 1.25}, "ms": 1.0}]
-    measured = {"run": "digits-lsd", "lines": lines, "samples": 1797}
-    (run / "evaluation.json").write_text(json.dumps(measured))
+    (run / "evaluation.json").write_text(json.dumps({"run": "digits-lsd", "protocol": "PCA", "lines": lines}))
+    scored = {"label": "1 jump", "group": "own", "steps": 1, "figures": {"KID": 0.5}}
+    of = {"weights": "ema 0.999 of digits-lsd after 9 steps", "samples": "500"}
+    other = {**of, "weights": "raw of digits-lsd after 9 steps", "samples": "400"}
+    kept = [{"protocol": p, "lines": [scored]} for p in (of, other)]
+    (run / "scores.json").write_text(json.dumps({"run": "digits-lsd", "scores": kept}))
     assert main(["export", str(run), str(tmp_path / "out"), "--to", "diffusers"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     saved = (tmp_path / "out" / "flow_map" / "diffusion_pytorch_model.safetensors").read_bytes()
     for part in (
         "| sampler | Fréchet |\n| --- | ---: |\n| 1 jump | 1.25 |",
-        "- samples: 1797",
+        "Protocol: PCA",
+        "| 1 jump | 0.500 | – |\n\n- weights: ema 0.999 of digits-lsd after 9 steps\n- samples: 500",
         "Boffi, Albergo and Vanden-Eijnden 2025, arXiv 2505.18825",
         "eprint = {2505.18825}",
         "`num_inference_steps` is 1, 2, 4, 8 or 16",
@@ -313,3 +318,4 @@ def test_a_card_tells_what_was_measured(weights: Path, tmp_path: Path) -> None:
         "Not stated by the run",
     ):
         assert part in card, card
+    assert "400" not in card

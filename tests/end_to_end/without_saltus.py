@@ -1,6 +1,6 @@
 """What a program without saltus sees of exported folders and programs: run in a process of its own.
 
-``python without_saltus.py PLACE`` reads ``PLACE/cases.json`` and writes ``PLACE/seen.json``.
+``python without_saltus.py PLACE [--cards NAMES]`` reads ``PLACE/cases.json`` and writes ``PLACE/seen.json``.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ def distances(folder: Path, case: dict[str, Any]) -> dict[str, float]:
     truth = dict(np.load(folder.parent / f"{case['truth']}.npz"))
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
-    return {
+    found = {
         str(k): float((drawn(pipe, case, truth, k) - torch.from_numpy(truth[str(k)])).abs().max())
         for k in case["steps"]
     }
+    if "pixels" in truth:
+        images = pipe(latents=torch.from_numpy(truth["x0"]), output_type="pt", **case["asked"]).images
+        found["pixels"] = float((images - torch.from_numpy(truth["pixels"]).clamp(0, 1)).abs().max())
+    return found
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -123,17 +127,27 @@ def example(readme: Path) -> None:
     exec(compile(code, str(readme), "exec"), {})
 
 
-def main(place: Path) -> None:
+def main(place: Path, cards: list[str]) -> None:
     cases = json.loads((place / "cases.json").read_text())
     seen: dict[str, Any] = {name: distances(place / name, case) for name, case in cases.items()}
+    for name in cards:
+        example(place / name / "README.md")
+    if not cards:
+        seen |= further(place, cases)
+    (place / "seen.json").write_text(json.dumps(seen))
+
+
+def further(place: Path, cases: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of maps of saltus's own networks besides."""
+    seen: dict[str, Any] = {}
     seen["again"] = distances(place / "jumps", cases["jumps"])  # after other code was loaded
     seen["wrong"] = asked_wrongly(place)
     seen["looks"] = looks(place)
     seen["programs"] = {p.stem: program(p) for p in sorted(place.glob("*.pt2"))}
     example(place / "jumps" / "README.md")
-    (place / "seen.json").write_text(json.dumps(seen))
+    return seen
 
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, Absent())
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[3:])

@@ -40,6 +40,7 @@ class Story:
         guidance: the largest strength that it learned, None where it learned none or does not say.
         figures: what was measured of these weights, as Markdown; empty if nothing was.
         version: of saltus.
+        base: the name of the diffusers model that it was made of; empty for networks of saltus.
     """
 
     name: str
@@ -57,44 +58,54 @@ class Story:
     guidance: float | None
     figures: str
     version: str
+    base: str = ""
 
 
-def model_card(story: Story, folder: str, weights: str) -> str:
+def model_card(
+    story: Story, folder: str, weights: str, latents: bool = False, texts: bool = False
+) -> str:
     """The text of README.md.
 
     Args:
         story: what to tell.
         folder: the name that the example loads.
         weights: the SHA-256 digest of the weights file.
+        latents: whether an autoencoder makes images of the samples.
+        texts: whether a text is asked for.
     """
     parts = [
-        _head(story),
-        f"# {story.name}\n\nA flow map for {_images(story)}: {_counted(story)} from noise to image. "
-        f"Trained with saltus {story.version}.",
-        "```python\n" + _example(story, folder) + "```\n\nThe folder carries its own code, which "
+        _head(story, texts),
+        f"# {story.name}\n\nA flow map for {_images(story, latents, texts)}: {_counted(story)} from noise to "
+        f"image. Trained with saltus {story.version}.",
+        "```python\n" + _example(story, folder, texts) + "```\n\nThe folder carries its own code, which "
         "`trust_remote_code=True` runs. Where saltus is installed, `import saltus.export.pipelines` before "
         "loading makes that unnecessary: code that equals the installed version's is trusted.",
-        "## What it is\n\n" + _facts(story, weights),
+        "## What it is\n\n" + _facts(story, weights, texts),
         "## Figures\n\n" + (story.figures or UNMEASURED),
         "## Licence\n\nNot stated by the run. Whoever publishes this folder states one: `license:` in the "
-        "header of this file. The code in it is saltus's, under the MIT License.",
+        "header of this file. The code in it is saltus's, under the MIT License."
+        + (f" The licence of {story.base} binds what was made of it." if story.base else ""),
         "## Citation\n\n```bibtex\n" + _citation(story) + "```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(story: Story) -> str:
+def _head(story: Story, texts: bool) -> str:
     tags = ["flow-map", "few-step", "saltus", story.method]
-    head = ["library_name: diffusers", "pipeline_tag: unconditional-image-generation", "tags:"]
+    task = "text-to-image" if texts else "unconditional-image-generation"
+    head = ["library_name: diffusers", f"pipeline_tag: {task}", "tags:"]
     numbers = [m["number"] for m in ARXIV.finditer(story.paper)]
     return "\n".join(["---", *head, *(f"- {t}" for t in tags), *(f"- arxiv:{n}" for n in numbers), "---"])
 
 
-def _images(story: Story) -> str:
+def _images(story: Story, latents: bool, texts: bool) -> str:
     channels, height, width = story.shape
     kind = "grey images" if channels == 1 else "images"
-    of = "" if story.classes is None else f" of {story.classes} classes"
-    return f"{kind} of {height} x {width} pixels{of}"
+    size = f"{kind} of {height} x {width} pixels"
+    if latents:
+        size = f"images whose latents are {channels} x {height} x {width}"
+    of = "" if story.classes is None else f", of {story.classes} classes"
+    return size + (", of texts" if texts else of)
 
 
 def _counted(story: Story) -> str:
@@ -103,9 +114,11 @@ def _counted(story: Story) -> str:
     return f"{listed} network evaluation" + ("" if story.steps == (1,) else "s")
 
 
-def _example(story: Story, folder: str) -> str:
+def _example(story: Story, folder: str, texts: bool) -> str:
     labels = [] if story.classes is None else [k % story.classes for k in range(4)]
     asked = f"class_labels={labels}" if labels else "batch_size=4"
+    if texts:
+        asked = 'prompt="a cat"'
     guided = f", guidance_scale={min(2.0, story.guidance or 2.0):g}" if story.guided else ""
     return (
         "import torch\n"
@@ -117,12 +130,12 @@ def _example(story: Story, folder: str) -> str:
     )
 
 
-def _facts(story: Story, weights: str) -> str:
+def _facts(story: Story, weights: str, texts: bool) -> str:
     guided = "an input" if story.guided else "not an input"
     if story.guidance is not None:
         guided += f", learned from 1 to {story.guidance:g}"
     if story.classes is None:
-        labels = "none"
+        labels = "none; `prompt` is a text, or one for each image" if texts else "none"
     else:
         labels = f"`class_labels` from 0 to {story.classes - 1}; {story.classes} stands for none of them"
     lines = {
@@ -133,6 +146,7 @@ def _facts(story: Story, weights: str) -> str:
         "guidance": f"`guidance_scale` is {guided}",
         "network": f"{story.parameters:,} parameters, weights: {story.weights}",
         "weights file": f"SHA-256 {weights}",
+        **({"made of": story.base} if story.base else {}),
         "output": "`pil`, `np` and `pt` show [-1, 1] as black to white; `latent` gives the numbers",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())

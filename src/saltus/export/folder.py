@@ -28,16 +28,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from saltus.export.bundle import bundle
 from saltus.export.card import Story, model_card
+from saltus.export.student import autoencoder_part, beside, network_of, second_time
 from saltus.interpolants import VE, VP, Cosine, Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
+from saltus.teachers.diffusers.student import DiffusersBackbone
 
 __all__ = ["Shipped", "check_folder", "fresh_folder", "is_own", "shipped", "write_folder"]
 
 INDEX, CODE = "model_index.json", "shipped"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+CODES = ("pipeline", "network", "student", "scheduler")
 FLOW_MAP, SCHEDULER = "flow_map", "scheduler"
 OLDEST = "0.42.0"
 """Written as the version of diffusers where none is installed."""
@@ -69,22 +73,24 @@ class Shipped:
 
 @cache
 def shipped(name: str) -> Shipped:
-    """A file of :data:`CODE`: pipeline, network or scheduler, with all of saltus that it needs in it."""
+    """A file of :data:`CODES` with all of saltus that it needs in it."""
     stems = {
         "pipeline": ("saltus_pipeline", "SaltusPipeline"),
         "network": ("saltus_flow_map", "SaltusFlowMap"),
+        "student": ("saltus_student", "SaltusStudent"),
         "scheduler": ("saltus_scheduler", "SaltusFlowMapScheduler"),
     }
     stem, kind = stems[name]
     source = (Path(__file__).parent / CODE / f"{name}.py.in").read_text(encoding="utf-8")
-    text = bundle(source, without=("saltus.teachers",))
+    foreign = "saltus.teachers.diffusers"
+    text = bundle(source, without=(f"{foreign}.autoencoder", f"{foreign}.plain"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Shipped(f"{stem}_{digest}", text, kind)
 
 
 def is_own(folder: Path) -> bool:
     """Whether every Python file in a folder is, to the letter, one that this version of saltus writes."""
-    known = {f"{f.module}.py": f.text for f in map(shipped, ("pipeline", "network", "scheduler"))}
+    known = {f"{f.module}.py": f.text for f in map(shipped, CODES)}
     found = sorted(folder.rglob("*.py"))
     return bool(found) and all(
         p.name in known and p.read_text(encoding="utf-8") == known[p.name] for p in found
@@ -139,6 +145,8 @@ def write_folder(
     interpolant: Interpolant,
     overwrite: bool = False,
     native: bool | None = None,
+    link: bool = False,
+    autoencoder: Path | None = None,
 ) -> int:
     """Write the folder; it is there as a whole or not at all.
 
@@ -150,6 +158,8 @@ def write_folder(
         interpolant: that it was trained on.
         overwrite: replace an exported folder.
         native: take diffusers' own scheduler; by default where the installed diffusers has it.
+        link: refer to the folder of a student's teacher for autoencoder and text encoders; else copy them.
+        autoencoder: the folder of the autoencoder of diffusers that decodes a map of latents.
 
     Returns:
         Its size in bytes.
@@ -158,11 +168,10 @@ def write_folder(
         ValueError: for a map of anything but images [C, H, W], an interpolant of the user's own, or a folder
             that must not be replaced.
     """
-    shape = story.shape
-    if len(shape) != 3:
+    if len(story.shape) != 3:
         raise ValueError(
             f"{story.name}: expected a map of images (C, H, W) for a pipeline of diffusers, got shape "
-            f"{tuple(shape)}; export it as .safetensors, or --to torch"
+            f"{story.shape}; export it as .safetensors, or --to torch"
         )
     if type(interpolant) not in INTERPOLANTS:
         raise ValueError(
@@ -172,23 +181,39 @@ def write_folder(
     check_folder(out, overwrite)
     native = _has_native() if native is None else native
     with fresh_folder(out) as draft:
-        digest = _write_network(draft / FLOW_MAP, model, spec)
+        parts: dict[str, object] = {}
+        texts = None
+        if isinstance(model.backbone, DiffusersBackbone):
+            name, config, tensors = network_of(model.backbone, spec)
+            _write_part(draft / name, config, tensors)
+            parts[name] = ["diffusers", config["_class_name"]]
+            config, tensors = second_time(model.backbone, spec)
+            own, texts = beside(spec, draft, link)
+            parts |= own
+            code = shipped("student")
+        else:
+            config, tensors, code = {"spec": dict(spec)}, _renamed(model), shipped("network")
+            if autoencoder is not None:
+                parts |= autoencoder_part(autoencoder, draft, link)
+        digest = _write_code(draft / FLOW_MAP, code, config, tensors)
         scheduler = _write_scheduler(draft / SCHEDULER, native)
         pipeline = shipped("pipeline")
         (draft / f"{pipeline.module}.py").write_text(pipeline.text, encoding="utf-8")
         index = {
             "_class_name": pipeline.reference,
             "_diffusers_version": _diffusers_version(),
-            "facts": _facts(story, interpolant),
-            FLOW_MAP: shipped("network").reference,
+            "facts": _facts(story, interpolant, texts),
+            FLOW_MAP: code.reference,
             SCHEDULER: scheduler,
+            **parts,
         }
         _write_json(draft / INDEX, index)
-        (draft / "README.md").write_text(model_card(story, out.resolve().name, digest), encoding="utf-8")
+        said = model_card(story, out.resolve().name, digest, latents="vae" in parts, texts=texts is not None)
+        (draft / "README.md").write_text(said, encoding="utf-8")
         return sum(p.stat().st_size for p in draft.rglob("*") if p.is_file())
 
 
-def _facts(story: Story, interpolant: Interpolant) -> dict[str, object]:
+def _facts(story: Story, interpolant: Interpolant, texts: str | None) -> dict[str, object]:
     """What the pipeline must know of the map."""
     assert isinstance(interpolant, INTERPOLANTS)
     return {
@@ -200,27 +225,32 @@ def _facts(story: Story, interpolant: Interpolant) -> dict[str, object]:
             "name": type(interpolant).__name__,
             "options": asdict(interpolant) if fields(interpolant) else {},
         },
+        "texts": texts,
         "saltus": story.version,
     }
 
 
-def _write_network(folder: Path, model: NetworkMap, spec: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 digest of the weights file."""
-    folder.mkdir()
-    network = shipped("network")
-    (folder / f"{network.module}.py").write_text(network.text, encoding="utf-8")
-    config = {
-        "_class_name": network.kind,
-        "_diffusers_version": _diffusers_version(),
-        "num_train_timesteps": TRAIN_TIMESTEPS,
-        "spec": dict(spec),
-    }
-    _write_json(folder / "config.json", config)
-    tensors = {f"flow_map.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # it is written for its owner alone
+def _renamed(model: NetworkMap) -> dict[str, Tensor]:
+    """The map's weights by the names that the shipped network gives them."""
+    return {f"flow_map.{name}": value for name, value in model.state_dict().items()}
+
+
+def _write_code(folder: Path, code: Shipped, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A part whose class is in a file of its own; returns the SHA-256 digest of its weights."""
+    config = {"_class_name": code.kind, "num_train_timesteps": TRAIN_TIMESTEPS, **config}
+    _write_part(folder, config, tensors)
+    (folder / f"{code.module}.py").write_text(code.text, encoding="utf-8")
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_part(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """A network as diffusers keeps it."""
+    folder.mkdir()
+    _write_json(folder / "config.json", {"_diffusers_version": _diffusers_version(), **config})
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # it is written for its owner alone
 
 
 def _write_scheduler(folder: Path, native: bool) -> list[str]:

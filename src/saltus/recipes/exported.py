@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +9,13 @@ from typing import Annotated, Literal
 from tyro import conf
 
 from saltus import __version__
-from saltus.export import Story, check_folder, write_folder
-from saltus.methods import Need
+from saltus.export import check_folder, write_folder
 from saltus.recipes.averages import EVALUATED, RAW, Choice, known_weights, said, snapshot_files
+from saltus.recipes.decoded import decoder_of
 from saltus.recipes.finished import RunPath, check_out
-from saltus.recipes.folder import EVALUATION, WEIGHTS, read_json, weights_of, whole
-from saltus.recipes.opened import DEFAULT, Finished, open_run
-from saltus.report import Table
+from saltus.recipes.folder import WEIGHTS, weights_of, whole
+from saltus.recipes.opened import Finished, open_run
+from saltus.recipes.story import early, story_of
 from saltus.training import blend, read_header, save_weights, stored_in
 
 __all__ = ["ema", "export", "write"]
@@ -25,6 +24,7 @@ SUFFIX, PROGRAM = Path(WEIGHTS).suffix, ".pt2"
 KINDS = {SUFFIX: "safetensors", PROGRAM: "torch"}
 """What a name says of what is to be written."""
 FOLDERS = ("diffusers",)
+LINKED = {"copy": False, "link": True}
 WIDTHS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
 """Widths of which ``saltus ema`` says whether they can be formed."""
 MOST = 0.1
@@ -39,6 +39,7 @@ def export(
     *,
     to: Literal["safetensors", "diffusers", "torch"] | None = None,
     overwrite: bool = False,
+    parts: Literal["copy", "link"] = "copy",
     weights: Choice = Choice(),
 ) -> None:
     """Write one set of a run's weights, with what it takes to use them, for saltus or for other programs.
@@ -59,13 +60,14 @@ def export(
         out: The file, or the folder, to write.
         to: What to write; a name that ends in .safetensors or .pt2 says it, too.
         overwrite: Replace a folder that was exported before.
+        parts: Whether a folder holds copies of the autoencoder and the text encoders, or links to them.
         weights: Which of the weights that the run kept.
     """
     kind = KINDS.get(out.suffix, "safetensors") if to is None else to
     done = open_run(run, weights, unfinished=True)
     writers: dict[str, Callable[[], None]] = {
         "safetensors": lambda: write(done, out),
-        "diffusers": lambda: _write_pipeline(done, run, weights, out, overwrite),
+        "diffusers": lambda: _write_pipeline(done, run, weights, out, overwrite, LINKED[parts]),
         "torch": lambda: _write_program(done, out),
     }
     if overwrite and kind not in FOLDERS:
@@ -111,15 +113,28 @@ def write(done: Finished, out: Path) -> None:
         raise ValueError(f"out {out}: expected another file than the run's own; choose another name")
     name = RAW if done.which == RAW else EVALUATED
     save_weights(out, {name: done.model}, {**done.meta, "weights": {name: dict(done.facts)}})
-    print(f"weights  {out}: {done.name}, {done.which}{_early(done)}, {out.stat().st_size / 1e6:.3g} MB")
+    print(f"weights  {out}: {done.name}, {done.which}{early(done)}, {out.stat().st_size / 1e6:.3g} MB")
 
 
-def _write_pipeline(done: Finished, run: Path, choice: Choice, out: Path, overwrite: bool) -> None:
+def _write_pipeline(
+    done: Finished, run: Path, choice: Choice, out: Path, overwrite: bool, link: bool
+) -> None:
     """The folder for diffusers."""
     check_folder(out, overwrite)
-    story = _story(done, run, choice)
-    size = write_folder(out, done.model, done.spec.plain(), story, done.interpolant, overwrite)
-    print(f"folder   {out}: {done.name}, {done.which}{_early(done)}, {size / 1e6:.3g} MB")
+    decoder = decoder_of(done.meta)
+    if decoder is not None:
+        decoder = decoder_of(done.meta, Path(decoder.folder))  # which says so if it cannot be opened
+    size = write_folder(
+        out,
+        done.model,
+        done.spec.plain(),
+        story_of(done, run, choice),
+        done.interpolant,
+        overwrite,
+        link=link,
+        autoencoder=None if decoder is None else Path(decoder.folder),
+    )
+    print(f"folder   {out}: {done.name}, {done.which}{early(done)}, {size / 1e6:.3g} MB")
     print(f"load     DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")
 
 
@@ -128,56 +143,16 @@ def _write_program(done: Finished, out: Path) -> None:
     from saltus.export.program import Jump, save_program
 
     check_out(out, (PROGRAM,))
+    if done.spec.foreign is not None or done.spec.tokens is not None:
+        raise ValueError(f"{done.name}: expected a network of classes or none, got one that takes more; "
+                         "export it --to diffusers")
     jump = Jump(done.model, done.spec.classes is not None, done.spec.guidance)
     facts = {"name": done.name, "method": done.method.name, "model": done.spec.plain(), "saltus": __version__}
     with whole(out) as draft:
         save_program(draft, jump, done.shape, facts)
     taken = ", ".join(jump.example(done.shape))
-    print(f"program  {out}: {done.name}, {done.which}{_early(done)}, {out.stat().st_size / 1e6:.3g} MB")
+    print(f"program  {out}: {done.name}, {done.which}{early(done)}, {out.stat().st_size / 1e6:.3g} MB")
     print(f"load     torch.export.load({str(out)!r}).module()({taken})")
-
-
-def _early(done: Finished) -> str:
-    return "" if done.after is None else f" after {done.after:,} steps of an unfinished run"
-
-
-def _story(done: Finished, run: Path, choice: Choice) -> Story:
-    """What the model card tells of a run."""
-    card = done.card
-    usual = run.is_dir() and choice == DEFAULT and done.after is None
-    measured = usual and (run / EVALUATION).is_file()
-    needs = {Need.DATA: f"the data of recipe {done.recipe}", Need.TEACHER: "a teacher"}
-    learned = " and ".join(text for need, text in needs.items() if need in card.needs) or "noise alone"
-    return Story(
-        name=done.name,
-        method=done.method.name,
-        title=card.title,
-        paper=card.paper,
-        sampler=card.sampler,
-        steps=card.steps,
-        learned=learned,
-        weights=f"{done.which}{_early(done)}",
-        parameters=sum(p.numel() for p in done.model.parameters()),
-        shape=done.shape,
-        classes=done.spec.classes,
-        guided=done.spec.guidance,
-        guidance=done.guidance,
-        figures=_figures(run) if measured else "",
-        version=__version__,
-    )
-
-
-def _figures(run: Path) -> str:
-    """What a run's evaluation says, as Markdown: a table, and the protocol that it names."""
-    saved = read_json(run / EVALUATION, "evaluation")
-    listed = saved.pop("lines", None)
-    lines = [m for m in listed if m.get("figures")] if isinstance(listed, list) else []
-    names = list(dict.fromkeys(name for m in lines for name in m["figures"]))
-    rows = [[m["label"], *(m["figures"].get(name) for name in names)] for m in lines]
-    parts = [f"As `saltus evaluate` wrote them for run {saved.pop('run', run.name)}."]
-    parts.append(Table(("sampler", *names), rows).markdown())
-    parts += [f"- {name}: {v if isinstance(v, str) else json.dumps(v)}" for name, v in saved.items()]
-    return "\n\n".join(parts[:2]) + "".join(f"\n{line}" for line in ["", *parts[2:]] if parts[2:])
 
 
 def _list(run: Path) -> None:
