@@ -123,8 +123,8 @@ class Primitive(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         if func is Tensor.unflatten:  # torch.compile traces the function under a mode, not the method
             func = torch.unflatten
-        # With out=, alpha= and their like PyTorch's rules apply; and the tracer of torch.compile takes some of
-        # these functions for others, and then fails at its own guards.
+        # With out=, alpha= and their like PyTorch's rules apply; and the tracer of torch.compile takes some
+        # of these functions for others, and then fails at its own guards.
         if not kwargs and not torch.compiler.is_compiling() and func in _ARITHMETIC:
             return _ARITHMETIC[func](*args)
         return _SAFE.get(func, func)(*args, **(kwargs or {}))
