@@ -13,6 +13,7 @@ a run folder, or a weights file           ``run = saltus.load("runs/...")``,
                                           ``teacher(run.model, run.interpolant)``
 a denoiser, noise or v model              ``teacher(model, VP(), Prediction.NOISE, clock=...)``
 a rectified-flow model, t' = 1 the noise  ``teacher(lambda x, t, cond: -model(x, 1 - t, cond))``
+a folder of diffusers                     ``teachers.diffusers.open_diffusers(FOLDER).velocity()``
 guided, on an interval of times           ``CFG(velocity, w=2.0, interval=(0.1, 0.7))``
 guided by a weaker model                  ``AutoGuidance(velocity, weak, w=2.0)``
 an exact system                           itself

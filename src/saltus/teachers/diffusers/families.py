@@ -100,7 +100,7 @@ class Family:
     def embeddings(self, module: nn.Module) -> tuple[str, ...]:
         """The dotted paths, in this module, of what embeds its time."""
         names = [name for name, _ in module.named_modules()]
-        found = tuple(fnmatch.filter(names, self.time))
+        found = tuple(n for n in names if n and fnmatch.fnmatchcase(n, self.time))
         if not found:
             raise ValueError(
                 f"{self.name}: expected a module {self.time or 'that embeds its time'}, got "
