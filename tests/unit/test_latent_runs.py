@@ -161,3 +161,20 @@ def test_a_page_of_the_run_is_drawn(place: Path) -> None:
     refresh(place / "run")
     assert (place / "run" / "report.html").stat().st_size > 10_000
     assert len(list((place / "run" / "grids").glob("*.png"))) == 2
+
+
+def test_a_student_reads_the_same_latents_and_is_decoded_too(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lesson = ["distill", str(place / "run"), "--steps", "2", "--batch", "8", "--skip-evaluation"]
+    lesson += ["--quiet", "--out", str(tmp_path / "student")]
+    assert main([*lesson, "--method", "lmd", "--data", str(place / "latents")]) == 0
+    done = load(tmp_path / "student")
+    assert done.meta["autoencoder"] == load(place / "run").meta["autoencoder"]
+    options = json.loads((tmp_path / "student" / "options.json").read_text())
+    assert options["files"]["data"] == open_latents(place / "latents", 2).digest
+    model = open_autoencoder(made.saved(made.tiny(), tmp_path / "tiny"))
+    encode_images(open_images(place / "x.npz"), model, tmp_path / "others")
+    capsys.readouterr()
+    assert main([*lesson, "--overwrite", "--method", "lmd", "--data", str(tmp_path / "others")]) == 2
+    assert "expected latents [4, 4, 4] of 3 classes" in capsys.readouterr().err

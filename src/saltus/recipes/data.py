@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saltus.data import ArrayData, ImageData
+from saltus.data.latents import Latents, is_latents, open_latents
 from saltus.recipes import discover, load
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.options import Training
@@ -43,7 +44,8 @@ def data_source(
 ) -> Callable[[Streams], Batch]:
     """Batches of a recipe's data, of pictures, or of an array on disk, that fit the teacher.
 
-    Pictures are cropped and resampled to the teacher's size, in its colours.
+    Pictures are cropped and resampled to the teacher's size, in its colours. Latents are those of a folder
+    that ``saltus encode`` wrote.
 
     Raises:
         ValueError: for an unknown recipe, data that are absent, damaged, of another shape or dtype, or labels
@@ -60,6 +62,8 @@ def data_source(
                 f"labels {labels}: expected a {ARRAY} array of data with them, got {data}, whose classes are "
                 "its folders or a column; drop --labels"
             )
+        if is_latents(Path(data)):
+            return _latents(Path(data), teacher, training)
         return _pictures(Path(data), teacher, training)
     x = _samples(Path(data), spec.shape)
     if spec.classes is None:
@@ -72,6 +76,19 @@ def data_source(
             f"add --labels FILE.npy with {len(x)} numbers from 0 to {spec.classes - 1}"
         )
     return ArrayData(x, training.batch, _classes(labels, len(x), spec.classes))
+
+
+def _latents(place: Path, teacher: TeacherRun, training: Training) -> Latents:
+    """Latents in the teacher's shape, with its classes if it has any."""
+    run = teacher.run
+    data = open_latents(place, training.batch, labels=run.spec.classes is not None)
+    found = None if data.label is None else len(data.manifest.about.classes or ())
+    if (data.shape, found) != (run.spec.shape, run.spec.classes):
+        raise ValueError(
+            f"data {place}: expected latents {list(run.spec.shape)} of {run.spec.classes or 'no'} classes, "
+            f"as {run.name} was trained with, got {list(data.shape)} of {found or 'no'}"
+        )
+    return data
 
 
 def _pictures(place: Path, teacher: TeacherRun, training: Training) -> ImageData:

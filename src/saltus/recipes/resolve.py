@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from tyro import conf
 
 from saltus.data import ImageData, Noise
+from saltus.data.latents import Latents
 from saltus.interpolants import Trigonometric
 from saltus.methods import Method, Need
 from saltus.methods import discover as discover_methods
@@ -20,6 +21,7 @@ from saltus.methods import load as load_method
 from saltus.recipes import Recipe, load
 from saltus.recipes.assemble import check
 from saltus.recipes.data import data_source, names_place
+from saltus.recipes.decoded import decoder_of
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, read_json
 from saltus.recipes.foreign import ForeignTeacher, foreign_teacher, is_foreign, lesson
@@ -275,6 +277,16 @@ def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
         return alone(ALONE if spec.foreign is None else FEW, spec.classes)()
 
     digests = {"data": source.images.digest} if isinstance(source, ImageData) else {}
+    digests |= {"data": source.digest} if isinstance(source, Latents) else {}
+    decode = decoder_of(teacher.run.meta)
     return System(
-        teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge, digests=digests
+        teacher.run.recipe,
+        spec.shape,
+        spec.sigma_data,
+        spec.classes,
+        source,
+        judge,
+        decode=decode,
+        meta={} if decode is None else decode.meta,
+        digests=digests,
     )
