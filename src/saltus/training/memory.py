@@ -44,7 +44,7 @@ _CUDA = torch.device("cuda").type
 _CUDA_BLOCK = 512  # bytes; the caching allocator hands out multiples
 
 
-class _Unallocated(FakeTensorMode):
+class _Unallocated(FakeTensorMode):  # type: ignore[no-untyped-call]
     """The mode of tensors without data. Each of them refers to it, so a copy of a network would copy it too,
     with its table of weak references to storages, of which PyTorch then frees both: a fault of memory long
     after. Copies of such tensors stay in the same mode."""
