@@ -9,7 +9,7 @@ from saltus.metrics.bootstrap import Interval, bootstrap, from_seeds, resamples
 from saltus.metrics.energy import energy_distance
 from saltus.metrics.frechet import Moments, frechet, frechet_at_infinity, frechet_of_moments
 from saltus.metrics.histogram import HistogramKL, bin_masses, histogram_kl
-from saltus.metrics.kid import KID, kid, kid_by_subsets
+from saltus.metrics.kid import KID, kernel_mean, kid, kid_by_subsets
 from saltus.metrics.map_error import rmse
 from saltus.metrics.mmd import RBF, Laplace, mmd, scaled
 from saltus.metrics.neighbours import Nearest, nearest
@@ -39,6 +39,7 @@ __all__ = [
     "frechet_of_moments",
     "from_seeds",
     "histogram_kl",
+    "kernel_mean",
     "kid",
     "kid_by_subsets",
     "mmd",

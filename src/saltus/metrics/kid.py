@@ -15,7 +15,7 @@ from torch import Tensor
 from saltus.metrics.pairs import as_points
 from saltus.streams import Streams
 
-__all__ = ["KID", "kid", "kid_by_subsets"]
+__all__ = ["KID", "kernel_mean", "kid", "kid_by_subsets"]
 
 CHUNK = 2048
 
@@ -31,7 +31,8 @@ class KID(NamedTuple):
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1.0).pow(3)
+    k = torch.addmm(x.new_ones(()), x, y.T, alpha=1.0 / x.shape[1])
+    return k * k * k
 
 
 def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -57,7 +58,13 @@ def _within(x: Tensor, w: Tensor) -> Tensor:
     return total / (w.sum(dim=1).square() - w.square().sum(dim=1))
 
 
-def kid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+def kernel_mean(y: Tensor) -> Tensor:
+    """The part of :func:`kid` that is y's alone, the mean of k over its pairs, 0-d: the same for every x."""
+    (y,) = as_points(y, least=2)
+    return _within(y, y.new_ones(1, len(y))).squeeze(0)
+
+
+def kid(x: Tensor, y: Tensor, weights: Tensor | None = None, own: Tensor | None = None) -> Tensor:
     """The unbiased squared discrepancy of two samples of features under k(a, b) = (a.b / D + 1)^3.
 
     Over all pairs of different rows, a chunk at a time: it does not depend on their order, its mean over
@@ -67,6 +74,7 @@ def kid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         x, y: features [n, D] and [m, D], at least two rows each.
         weights: of the rows of x, [B, n]; gives [B] values in place of one. A row may count several times
             but makes no pair with itself, so resampled rows leave the value unbiased.
+        own: the :func:`kernel_mean` of y, if it is known already.
 
     Returns:
         0-d, or [B], float64.
@@ -76,7 +84,8 @@ def kid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     x, y = as_points(x, y, least=2)
     w = x.new_ones(1, len(x)) if weights is None else weights.to(x)
-    found = _within(x, w) + _within(y, y.new_ones(1, len(y))) - 2.0 * _across(x, y, w)
+    own = kernel_mean(y) if own is None else own
+    found = _within(x, w) + own - 2.0 * _across(x, y, w)
     return found.squeeze(0) if weights is None else found
 
 

@@ -29,7 +29,7 @@ __all__ = [
 OWN, EULERS, GUIDED, REAL = "own", "euler", "guided", "real"
 RIVALS = (OWN, EULERS, GUIDED)
 """Groups of lines among which the best figure is looked for; others are what they are held against."""
-TARGETS = frozenset({"nearest", "agreement %", "precision", "recall"})
+TARGETS = frozenset({"nearest", "agreement %", "precision", "recall", "density", "coverage"})
 """Figures that are good when they are those of fresh data; others are distances, good when small."""
 GREY = COLOURS - 1
 MOST_FIGURES = 12

@@ -74,9 +74,19 @@ class TeacherTruth:
             cond = self.cond(label, drawn.w, x0)
             rng = Streams(0, index=torch.arange(OTHER, OTHER + len(x0)))
             other = prior(rng, tuple(x0.shape[1:]), self.onto)
-            sent, others = (self.teacher.sends(noise, self.onto, cond) for noise in (x0, other))
+            sent, others = (self._sends(noise, cond) for noise in (x0, other))
             found = self.kept[drawn.w] = (drawn.x0, sent, others)
         return found[1], found[2]
+
+
+    def _sends(self, noise: Tensor, cond: Condition | None) -> Tensor:
+        """Where the teacher sends noise, as many rows at a time as the system's judge says."""
+        parts = torch.split(torch.arange(len(noise)), self.own.batch or len(noise))
+        found = [
+            self.teacher.sends(noise[rows], self.onto, None if cond is None else cond.rows(rows))
+            for rows in parts
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def alone(count: int, classes: int | None) -> Callable[[], Judge]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ from saltus.metrics import (
     bootstrap,
     frechet_at_infinity,
     frechet_of_moments,
+    kernel_mean,
     kid,
     precision_recall,
 )
 from saltus.metrics.features import FeatureNetwork
 from saltus.recipes.cached import cached
 from saltus.recipes.gallery import Gallery
+from saltus.recipes.progress import Progress
 from saltus.recipes.scoring import HELD_OUT, Scoring, feature_network, shuffled
 from saltus.recipes.system import Drawn, Judge
 
@@ -58,6 +61,11 @@ class Reference:
     features: Tensor
     classes: list[Moments]
     count: int
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The part of the KID that is theirs alone."""
+        return kernel_mean(self.features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +123,12 @@ class ImageTruth:
         return said
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        progress = Progress(len(rows), "real images")
         for part in torch.split(rows, self.scoring.batch):
             labels = None if self.gallery.labels is None else self.gallery.labels[part]
             yield self.network(self.gallery.images(part).to(self.device)), labels
+            progress.more(len(part))
+        progress.end()
 
     def _reference(self) -> Reference:
         count = min(self.scoring.reference or self.gallery.count, self.gallery.count)
@@ -206,7 +217,8 @@ class ImageTruth:
         return torch.stack(values).cpu()
 
     def _kid(self, features: Tensor, weights: Tensor) -> Tensor:
-        return 1000.0 * kid(features, self.reference.features, weights.to(features.device)).cpu()
+        real = self.reference
+        return 1000.0 * kid(features, real.features, weights.to(features.device), real.own).cpu()
 
     def _neighbours(self, few: Tensor) -> dict[str, Interval]:
         """Against as many real images as there are samples, by which the two fractions are comparable."""

@@ -27,7 +27,7 @@ from saltus.recipes.evaluate import JUDGED, Row, all_samplers
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import SCORES, read_json, write_json
 from saltus.recipes.judged_images import ImageTruth, Scores, image_truth
-from saltus.recipes.run import clock
+from saltus.recipes.progress import Progress
 from saltus.recipes.scoring import Scoring
 from saltus.report import Cell, Table, figure
 from saltus.samplers import prior
@@ -37,8 +37,6 @@ __all__ = ["Line", "Pass", "keep", "scored", "shown"]
 
 FEW = 20
 """More classes than these are told by their mean and the worst."""
-TOLD = 30.0
-"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -112,39 +110,6 @@ class Pass:
         return found, 1e3 * seconds / self.truth.count
 
 
-class Progress:
-    """Samples done, their rate and the time left, on standard error: a line that is renewed on a terminal,
-    and one every half minute elsewhere."""
-
-    def __init__(self, total: int, quiet: bool = False) -> None:
-        self._total, self._done, self._quiet = total, 0, quiet
-        self._begin = self._told = time.monotonic()
-        self._skipped = 0
-
-    def skip(self, count: int) -> None:
-        """So many were done before."""
-        self._done += count
-        self._skipped += count
-
-    def more(self, count: int) -> None:
-        """So many are done now."""
-        self._done += count
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        if self._quiet or now - self._told < (1.0 if terminal else TOLD):
-            return
-        self._told = now
-        rate = (self._done - self._skipped) / max(now - self._begin, 1e-9)
-        left = clock((self._total - self._done) / max(rate, 1e-9))
-        words = f"{self._done:,} of {self._total:,} samples, {rate:.3g} a second, {left} left"
-        sys.stderr.write(f"\r{words}   " if terminal else f"{words}\n")
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        """Leave the line that was renewed."""
-        if not self._quiet and sys.stderr.isatty():
-            sys.stderr.write("\r" + " " * 78 + "\r")
-
-
 @torch.no_grad()
 def scored(
     made: Experiment, model: NetworkMap, scoring: Scoring, which: str, folder: Path | None = None
@@ -214,7 +179,7 @@ def _protocol(run: Pass, which: str) -> dict[str, str]:
 def _lines(run: Pass, rows: Sequence[Row], kept: Path | None, quiet: bool) -> list[Line]:
     scoring = run.truth.scoring
     done = _unfinished(kept)
-    progress = Progress(len(rows) * scoring.seeds * run.truth.count, quiet)
+    progress = Progress(len(rows) * scoring.seeds * run.truth.count, "samples", quiet)
     lines = []
     for k, row in enumerate(rows):
         parts: list[dict[str, Any]] = []

@@ -118,7 +118,7 @@ def _own(gallery: Gallery, order: torch.Tensor, device: torch.device) -> Feature
         "held out": HELD_OUT,
         "steps": TRAINED,
         "device": device.type,
-        "version": 1,
+        "version": 2,
     }
     return own_from(cached("features of a small classifier", key, make), labels is not None)
 

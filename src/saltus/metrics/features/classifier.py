@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from saltus.metrics.features.network import FeatureNetwork, digest_of, eight_bits
 from saltus.streams import Streams
+from saltus.tensors import like
 
 __all__ = ["own_features", "own_from", "own_tensors"]
 
 SIDE = 32
 """Larger images are averaged down to at most this many pixels a side."""
 WIDTH = 32
-BATCH, RATE, NOISE = 128, 2e-3, 12.0
+BATCH, RATE = 128, 2e-3
+NOISE = 4.0
+"""The largest standard deviation of noise in training, of 255; each image draws its own, from none on."""
 TURNS = 4
 
 
@@ -106,7 +109,8 @@ def own_tensors(
             x = turned[asked, torch.arange(len(x), device=place)]
         else:
             asked = labels[rows].to(place)
-        logits = net["head"](net["features"](x + NOISE * rng.normal_like("noise", x)))
+        size = NOISE * like(rng.uniform("size"), x)
+        logits = net["head"](net["features"](x + size * rng.normal_like("noise", x)))
         loss = F.cross_entropy(logits, asked)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from saltus.metrics.features.network import LENGTH, FeatureNetwork
 
-__all__ = ["graph_from"]
+__all__ = ["graph_from", "session"]
 
 
 class Graph(nn.Module):
@@ -33,8 +33,12 @@ class Graph(nn.Module):
 
     def __init__(self, content: bytes, path: Path) -> None:
         super().__init__()
-        self._session = _session(content, path)
-        (self._input,) = (i.name for i in self._session.get_inputs())
+        self._session = session(content, path)
+        names = [i.name for i in self._session.get_inputs()]
+        if len(names) != 1:
+            got = ", ".join(names)
+            raise ValueError(f"{path}: expected one input, images in [0, 255], got {got}; wrap the network")
+        self._input = names[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, H, W] in [0, 255] -> [n, D]."""
@@ -42,24 +46,21 @@ class Graph(nn.Module):
         return torch.from_numpy(found).flatten(1).to(x.device)
 
 
-def _session(content: bytes, path: Path) -> Any:  # noqa: ANN401 - onnxruntime has no types
+def session(content: bytes, path: Path) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    """ONNX Runtime's session of a file's content; the path is for messages."""
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError("features of an ONNX file need ONNX Runtime: pip install 'saltus[onnx]'") from None
+        raise ImportError("an ONNX file needs ONNX Runtime: pip install 'saltus[onnx]'") from None
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(content, providers=providers)
+        return onnxruntime.InferenceSession(content, providers=providers)
     except Exception as wrong:  # ONNX Runtime's errors have no common class
         why = " ".join(str(wrong).split())[:200]
         raise ValueError(
             f"{path}: expected a whole ONNX graph in one file (external_data=False), got {why}"
         ) from None
-    if len(session.get_inputs()) != 1:
-        names = ", ".join(i.name for i in session.get_inputs())
-        raise ValueError(f"{path}: expected one input, images in [0, 255], got {names}; wrap the network")
-    return session
 
 
 def graph_from(path: Path) -> FeatureNetwork:
