@@ -40,10 +40,9 @@ class InMemory:
         if not count:
             return self._images.read(rows, self._decode)
         inside = rows < count
-        known = inside.clone()
-        known[inside] = self._here[rows[inside]]
+        known = inside & self._here[rows.clamp(max=count - 1)]
         if bool(known.all()):
-            return self._kept[rows]
+            return self._kept.index_select(0, rows)  # whole rows at once: many times as fast as [rows]
         result = torch.empty(len(rows), *self._images.shape, dtype=torch.uint8)
         result[known] = self._kept[rows[known]]
         result[~known] = fresh = self._images.read(rows[~known], self._decode)
