@@ -215,7 +215,7 @@ def _shard(
             parts[name].append(mean.to(store).cpu())
             if about.posterior:
                 if std is None:
-                    raise ValueError("autoencoder: expected deviations, but it has no noise; give posterior=False")
+                    raise ValueError("autoencoder: expected deviations, it has none; give posterior=False")
                 parts[spread].append(std.to(store).cpu())
         if about.classes is not None:
             assert images.labels is not None
