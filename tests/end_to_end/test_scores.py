@@ -153,6 +153,11 @@ def test_statistics_are_kept_and_verified(
             assert path.read_bytes() == whole
     other = x.clone()
     other[3, 0, 4, 4] += 1.0
+    network = image_truth(gallery(x), QUICK).network  # one that is no function of the data, as from a file
+    means = [
+        ImageTruth(gallery(z), network, QUICK, torch.device("cpu")).reference.moments.mean for z in (x, other)
+    ]
+    assert not torch.equal(*means)
     count = sum(calls)
     assert figures(other) != first and sum(calls) == count + 1000  # other data are other statistics
     assert figures(x, Scoring(features="components", count=300, reference=200)) != first
@@ -217,8 +222,9 @@ def test_the_protocol_stands_beside_the_figures(run: Path, capsys: pytest.Captur
     assert protocol["samples"].startswith("60") and protocol["weights"].startswith("ema 0.999 of digits-lsd")
     assert protocol["intervals"] == "90% by 100 resamples of the bootstrap"
     lines = found["lines"]
-    assert isinstance(lines, list) and [m["label"] for m in lines] == ["1 jump", "4 jumps"]
-    assert all(m["figures"].keys() == m["intervals"].keys() == {FRECHET, KERNEL} for m in lines)
+    assert isinstance(lines, list) and [m["label"] for m in lines] == ["1 jump", "4 jumps", "60 real images"]
+    assert all(m["figures"].keys() == m["intervals"].keys() == {FRECHET, KERNEL} for m in lines[:2])
+    assert lines[2]["figures"][FRECHET] < 0.2 * lines[0]["figures"][FRECHET] and not lines[2]["intervals"]
     assert "±" in text and "Fréchet distance of each class" in text and len(lines[0]["per_class"]) == 10
     assert not (run / "evaluation.json").exists()
 

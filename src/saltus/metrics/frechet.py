@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,19 +69,24 @@ class Moments:
             raise ValueError(f"covariance: expected at least 2 samples, got {self.count}; draw more")
         return self.scatter / (self.count - 1)
 
+    @cached_property
+    def root(self) -> Tensor:
+        """The root of the covariance, [D, D]; computed once."""
+        values, axes = torch.linalg.eigh(self.cov)
+        return (axes * values.clamp(min=0.0).sqrt()) @ axes.T
+
 
 def frechet_of_moments(a: Moments, b: Moments) -> Tensor:
     """|m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2), 0-d, float64, never below -rounding.
 
     Both roots are of symmetric matrices, by eigendecomposition: no complex numbers, and samples
-    fewer than dimensions do no harm. This is the *squared* 2-Wasserstein distance of the Gaussians,
+    fewer than dimensions do no harm. It is symmetric; a's root is kept, so what is compared often comes
+    first. This is the *squared* 2-Wasserstein distance of the Gaussians,
     as the literature reports it.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments: expected equal dimensions, got {len(a.mean)} and {len(b.mean)}")
-    values, axes = torch.linalg.eigh(a.cov)
-    root = (axes * values.clamp(min=0.0).sqrt()) @ axes.T
-    inner = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0.0).sqrt().sum()
+    inner = torch.linalg.eigvalsh(a.root @ b.cov @ a.root).clamp(min=0.0).sqrt().sum()
     shift: Tensor = (a.mean - b.mean).square().sum()
     spread: Tensor = a.cov.trace() + b.cov.trace() - 2.0 * inner
     return shift + spread
@@ -117,7 +123,7 @@ def frechet_at_infinity(x: Tensor, reference: Moments, sizes: int = 10, seed: in
     values = []
     for k, count in enumerate(counts.tolist()):
         order = Streams(seed, step=k, index=torch.arange(len(f))).permutation("infinity")
-        values.append(frechet_of_moments(Moments.of(f[order[:count].to(f.device)]), reference))
+        values.append(frechet_of_moments(reference, Moments.of(f[order[:count].to(f.device)])))
     inverse = 1.0 / counts.double()
     design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
     fit = torch.linalg.lstsq(design, torch.stack(values).cpu().unsqueeze(1)).solution

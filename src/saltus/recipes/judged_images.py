@@ -213,7 +213,7 @@ class ImageTruth:
         return bootstrap(lambda w: statistic(rows, w), len(rows), level, repeats)
 
     def _frechet(self, features: Tensor, weights: Tensor) -> Tensor:
-        values = [frechet_of_moments(Moments.weighted(features, w), self.reference.moments) for w in weights]
+        values = [frechet_of_moments(self.reference.moments, Moments.weighted(features, w)) for w in weights]
         return torch.stack(values).cpu()
 
     def _kid(self, features: Tensor, weights: Tensor) -> Tensor:
@@ -237,18 +237,23 @@ class ImageTruth:
         for c, real in enumerate(self.reference.classes):
             group = features[(labels == c).to(features.device)]
             if len(group) > 1 and real.count > 1:
-                found[c] = float(frechet_of_moments(Moments.of(group), real))
+                found[c] = float(frechet_of_moments(real, Moments.of(group)))
         return found
 
     def figures(self, drawn: Drawn) -> dict[str, float]:
         """Those of a judge: values alone."""
         return self.scores(self.features(drawn.x), drawn.label, intervals=False).figures
 
+    @property
+    def real_count(self) -> int:
+        """How many real images stand in for samples in :meth:`real`; the others are the data then."""
+        return min(self.count, len(self.reference.features) // 2)
+
     def real(self) -> dict[str, float]:
         """Real images in place of samples, held against other real ones; the classifier is asked of images
         that it has not learned."""
         kept = self.reference.features
-        count = min(self.count, len(kept) // 2)
+        count = self.real_count
         others = kept[count:]
         against = Reference(Moments.of(others), others, [], len(others))
         apart = ImageTruth(self.gallery, self.network, self.scoring, self.device, against)

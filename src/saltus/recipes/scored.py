@@ -23,7 +23,7 @@ from torch import Tensor
 from saltus.maps import NetworkMap
 from saltus.metrics import from_seeds
 from saltus.metrics.features import digest_of
-from saltus.recipes.evaluate import JUDGED, Row, all_samplers
+from saltus.recipes.evaluate import JUDGED, REAL, Row, all_samplers
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import SCORES, read_json, write_json
 from saltus.recipes.judged_images import ImageTruth, Scores, image_truth
@@ -35,6 +35,8 @@ from saltus.streams import Streams
 
 __all__ = ["Line", "Pass", "keep", "scored", "shown"]
 
+LEAST = 20
+"""Fewer images than these are not scored."""
 FEW = 20
 """More classes than these are told by their mean and the worst."""
 
@@ -132,9 +134,9 @@ def scored(
             f"evaluate: {made.system.name} is no set of images, and its own judge looks at no features; "
             "leave out the options of scoring"
         )
-    if scoring.seeds < 1 or (scoring.count is not None and scoring.count < 20):
+    if scoring.seeds < 1 or (scoring.count is not None and scoring.count < LEAST):
         raise ValueError(
-            f"evaluate: expected at least 1 seed and 20 samples, got {scoring.seeds} and {scoring.count}"
+            f"evaluate: expected at least 1 seed and {LEAST} samples, got {scoring.seeds} and {scoring.count}"
         )
     device = made.world.device
     model = model.to(device)
@@ -152,7 +154,7 @@ def scored(
     key = json.dumps([facts, digest_of(model.state_dict()), made.options(), asdict(scoring)], default=str)
     name = f".scored-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     kept = None if folder is None else folder / name
-    lines = _lines(run, rows, kept, made.output.quiet)
+    lines = [*_lines(run, rows, kept, made.output.quiet), *_perfection(truth)]
     if kept is not None:
         kept.unlink(missing_ok=True)
     return {"protocol": facts, "lines": [asdict(line) for line in lines]}
@@ -174,6 +176,14 @@ def _protocol(run: Pass, which: str) -> dict[str, str]:
         "sampler": made.method.card.sampler.name.lower(),
         "precision": f"float32 on {run.device.type}",
     }
+
+
+def _perfection(truth: ImageTruth) -> list[Line]:
+    """What real images score against other real ones; nothing where they are too few to tell."""
+    count = truth.real_count
+    if count < LEAST:
+        return []
+    return [Line(f"{count:,} real images", REAL, 0, truth.real())]
 
 
 def _lines(run: Pass, rows: Sequence[Row], kept: Path | None, quiet: bool) -> list[Line]:
