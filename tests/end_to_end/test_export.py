@@ -14,12 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 import saltus
 from saltus.cli import main
 from saltus.export import folder as exporting
+from saltus.export import program
 from saltus.export.bundle import bundle
 from saltus.maps import EDM
 from saltus.nn import BACKBONES
@@ -52,8 +54,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]]] = 
 }
 
 
-def made(path: Path, method: str, spec: ModelSpec) -> Path:
-    """A weights file with random weights, none of them zero."""
+def made(path: Path, method: str, spec: ModelSpec, **more: object) -> Path:
+    """A weights file with random weights, none of them zero; more is said in its header."""
     model = initialised(0, spec.build)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -61,7 +63,7 @@ def made(path: Path, method: str, spec: ModelSpec) -> Path:
             p += 0.1 * torch.randn(p.shape, generator=random)
     meta = {"model": spec.plain(), "method": method, "recipe": "digits", "plain": False, "dropout": 0.1}
     meta |= {"guidance": 3.0 if spec.guidance else None, "weights": {EVALUATED: {"decay": 0.999}}}
-    save_weights(path, {EVALUATED: model}, meta)
+    save_weights(path, {EVALUATED: model}, meta | more)
     return path
 
 
@@ -129,16 +131,14 @@ def twisted(place: Path) -> None:
         patch.setattr(exporting, "_has_native", lambda: False)
         exported(place, "renoise", "shipped")
         patch.undo()
-        shipped = exporting.shipped.__wrapped__
 
-        def other(name: str) -> exporting.Shipped:
-            file = shipped(name)
-            text = file.text.replace("return -self.flow_map", "return 2.0 * self.flow_map")
-            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-            return exporting.Shipped(f"{file.module.rpartition('_')[0]}_{digest}", text, file.kind)
+        def other(text: str, without: tuple[str, ...]) -> str:
+            return bundle(text, without).replace("h * (1.0 + scale", "h * (2.0 + scale")
 
-        patch.setattr(exporting, "shipped", other)
+        patch.setattr(exporting, "bundle", other)
+        exporting.shipped.cache_clear()
         exported(place, "jumps", "twisted")
+    exporting.shipped.cache_clear()
 
 
 def alone(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -230,6 +230,30 @@ sys.exit(4)
 def test_with_saltus_imported_known_code_needs_no_consent_and_other_code_does(place: Path) -> None:
     ended = alone(place, "-c", PLAINLY)
     assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_onnx_runtime_jumps_as_saltus_jumps(place: Path) -> None:
+    path = place / "jumps.onnx"
+    assert main(["export", str(place / "jumps.safetensors"), str(path)]) == 0
+    given = jump(place / "jumps.safetensors")
+    answer = given.pop("answer")
+    runtime = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    assert [i.name for i in runtime.get_inputs()] == list(given)
+    assert np.abs(runtime.run(None, given)[0] - answer).max() <= 1e-5
+    assert json.loads(runtime.get_modelmeta().custom_metadata_map["saltus"])["name"].startswith("digits-")
+
+
+def test_onnx_that_answers_otherwise_is_not_left(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other:
+        def run(self, names: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [given["x"]]
+
+    monkeypatch.setattr(program, "session", lambda content, path: Other())
+    assert main(["export", str(weights), str(tmp_path / "x.onnx")]) == 2
+    assert "expected PyTorch's answer" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
 
 
 def test_the_networks_are_the_packages_own_text() -> None:

@@ -35,13 +35,18 @@ def drawn(pipe: Any, case: dict[str, Any], truth: dict[str, np.ndarray], steps: 
     ).images
 
 
-def distances(folder: Path, case: dict[str, Any]) -> dict[str, float]:
-    """How far the images of a folder are from those of saltus, by step count."""
+def loaded(folder: Path) -> Any:  # noqa: ANN401
+    """The pipeline of a folder."""
     from diffusers import DiffusionPipeline
 
-    truth = dict(np.load(folder.parent / f"{case['truth']}.npz"))
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def distances(pipe: Any, place: Path, case: dict[str, Any]) -> dict[str, float]:  # noqa: ANN401
+    """How far the images of a pipeline are from those of saltus, by step count."""
+    truth = dict(np.load(place / f"{case['truth']}.npz"))
     found = {
         str(k): float((drawn(pipe, case, truth, k) - torch.from_numpy(truth[str(k)])).abs().max())
         for k in case["steps"]
@@ -129,7 +134,9 @@ def example(readme: Path) -> None:
 
 def main(place: Path, cards: list[str]) -> None:
     cases = json.loads((place / "cases.json").read_text())
-    seen: dict[str, Any] = {name: distances(place / name, case) for name, case in cases.items()}
+    seen: dict[str, Any] = {
+        name: distances(loaded(place / name), place, case) for name, case in cases.items()
+    }
     for name in cards:
         example(place / name / "README.md")
     if not cards:
@@ -140,7 +147,9 @@ def main(place: Path, cards: list[str]) -> None:
 def further(place: Path, cases: dict[str, Any]) -> dict[str, Any]:
     """What is asked of maps of saltus's own networks besides."""
     seen: dict[str, Any] = {}
-    seen["again"] = distances(place / "jumps", cases["jumps"])  # after other code was loaded
+    first = loaded(place / "jumps")
+    loaded(place / "twisted")
+    seen["again"] = distances(first, place, cases["jumps"])
     seen["wrong"] = asked_wrongly(place)
     seen["looks"] = looks(place)
     seen["programs"] = {p.stem: program(p) for p in sorted(place.glob("*.pt2"))}

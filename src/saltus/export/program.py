@@ -3,11 +3,15 @@
 The program takes x [B, ...], s [B] and t [B] in float32, label [B] (int64) where the map knows classes, and
 w [B] where it learned strengths of guidance, and returns X_{s,t}(x); B is free. Times are those of saltus:
 0 is noise, 1 is data.
+
+An ONNX file is read back by ONNX Runtime and held against the network before it is left.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from saltus.maps import NetworkMap
+from saltus.metrics.features.graph import session
 from saltus.typing import Condition
 
-__all__ = ["Jump", "exported_jump", "save_program"]
+__all__ = ["Jump", "exported_jump", "save_onnx", "save_program"]
 
+NEAR = 1e-5
+"""How far ONNX Runtime may be from PyTorch, in units of the largest number."""
 ROWS = 3
 """Of the example that is traced; neither 0 nor 1, which torch.export would take for constants."""
 
@@ -82,3 +89,46 @@ def save_program(path: Path, jump: Jump, shape: tuple[int, ...], facts: Mapping[
     """Write a .pt2 file; ``facts`` goes into it as saltus.json."""
     program = exported_jump(jump, shape)
     torch.export.save(program, path, extra_files={"saltus.json": json.dumps(dict(facts))})
+
+
+def save_onnx(path: Path, jump: Jump, shape: tuple[int, ...], facts: Mapping[str, Any]) -> None:
+    """Write an .onnx file of one piece; ``facts`` are its metadata under the key saltus.
+
+    Raises:
+        ImportError: without the packages of the extra ``onnx``.
+        ValueError: for an operation that ONNX or its runtime lacks, or another answer than PyTorch's.
+    """
+    program = exported_jump(jump, shape)
+    given = jump.example(shape, seed=1)
+    told = logging.getLogger("torch.onnx")
+    before = told.level
+    told.setLevel(logging.ERROR)  # that torchvision is not there, say
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                program, dynamo=True, input_names=list(given), output_names=["X"], verbose=False
+            )
+        assert made is not None
+        made.model.metadata_props["saltus"] = json.dumps(dict(facts))
+        made.save(path, external_data=False)
+    except ImportError as absent:
+        raise ImportError(f"ONNX needs more packages ({absent}): pip install 'saltus[onnx]'") from None
+    except Exception as wrong:  # the exporter has many errors of its own
+        why = f"{type(wrong).__name__}: {' '.join(str(wrong).split())[:300]}"
+        raise ValueError(f"onnx: expected operations that it has, got {why}; export it --to torch") from wrong
+    finally:
+        told.setLevel(before)
+    _check_onnx(path, jump, given)
+
+
+@torch.no_grad()
+def _check_onnx(path: Path, jump: Jump, given: Mapping[str, Tensor]) -> None:
+    answer = jump(*given.values())
+    run = session(path.read_bytes(), path)
+    found = torch.from_numpy(run.run(None, {name: value.numpy() for name, value in given.items()})[0])
+    off = float((found - answer).abs().max() / answer.abs().max().clamp(min=1.0))
+    if not off <= NEAR:  # NaN too
+        raise ValueError(
+            f"onnx: expected PyTorch's answer within {NEAR:g}, got one {off:.2g} away; export it --to torch"
+        )

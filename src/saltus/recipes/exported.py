@@ -20,8 +20,8 @@ from saltus.training import blend, read_header, save_weights, stored_in
 
 __all__ = ["ema", "export", "write"]
 
-SUFFIX, PROGRAM = Path(WEIGHTS).suffix, ".pt2"
-KINDS = {SUFFIX: "safetensors", PROGRAM: "torch"}
+SUFFIX, PROGRAM, GRAPH = Path(WEIGHTS).suffix, ".pt2", ".onnx"
+KINDS = {SUFFIX: "safetensors", PROGRAM: "torch", GRAPH: "onnx"}
 """What a name says of what is to be written."""
 FOLDERS = ("diffusers",)
 LINKED = {"copy": False, "link": True}
@@ -37,7 +37,7 @@ def export(
     run: conf.Positional[RunPath],
     out: conf.Positional[OutPath],
     *,
-    to: Literal["safetensors", "diffusers", "torch"] | None = None,
+    to: Literal["safetensors", "diffusers", "torch", "onnx"] | None = None,
     overwrite: bool = False,
     parts: Literal["copy", "link"] = "copy",
     weights: Choice = Choice(),
@@ -46,8 +46,8 @@ def export(
 
     safetensors: a file that saltus.load, saltus sample and saltus distill take in place of the run folder.
     diffusers: a folder that DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True) loads where
-    there is no saltus. torch: a .pt2 file with one jump (x, s, t) -> X_{s,t}(x) for torch.export.load. Of a
-    run that is not finished the weights are those of its newest checkpoint.
+    there is no saltus. torch: a .pt2 file with one jump (x, s, t) -> X_{s,t}(x) for torch.export.load; onnx:
+    the same for ONNX Runtime. Of a run that is not finished the weights are those of its newest checkpoint.
 
     examples:
       saltus export runs/digits-lsd digits.safetensors
@@ -58,7 +58,7 @@ def export(
     Args:
         run: Run folder, or a weights file.
         out: The file, or the folder, to write.
-        to: What to write; a name that ends in .safetensors or .pt2 says it, too.
+        to: What to write; a name that ends in .safetensors, .pt2 or .onnx says it, too.
         overwrite: Replace a folder that was exported before.
         parts: Whether a folder holds copies of the autoencoder and the text encoders, or links to them.
         weights: Which of the weights that the run kept.
@@ -68,7 +68,8 @@ def export(
     writers: dict[str, Callable[[], None]] = {
         "safetensors": lambda: write(done, out),
         "diffusers": lambda: _write_pipeline(done, run, weights, out, overwrite, LINKED[parts]),
-        "torch": lambda: _write_program(done, out),
+        "torch": lambda: _write_program(done, out, PROGRAM),
+        "onnx": lambda: _write_program(done, out, GRAPH),
     }
     if overwrite and kind not in FOLDERS:
         raise ValueError("overwrite: expected it with --to diffusers; a file is replaced in any case")
@@ -138,21 +139,34 @@ def _write_pipeline(
     print(f"load     DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")
 
 
-def _write_program(done: Finished, out: Path) -> None:
-    """One jump for torch.export.load."""
-    from saltus.export.program import Jump, save_program
+def _write_program(done: Finished, out: Path, suffix: str) -> None:
+    """One jump for torch.export.load, or for ONNX Runtime."""
+    from saltus.export.program import Jump, save_onnx, save_program
 
-    check_out(out, (PROGRAM,))
+    check_out(out, (suffix,))
     if done.spec.foreign is not None or done.spec.tokens is not None:
-        raise ValueError(f"{done.name}: expected a network of classes or none, got one that takes more; "
-                         "export it --to diffusers")
+        raise ValueError(
+            f"{done.name}: expected a network of classes or of none, got one that takes texts or is one of "
+            "diffusers; export it --to diffusers"
+        )
     jump = Jump(done.model, done.spec.classes is not None, done.spec.guidance)
-    facts = {"name": done.name, "method": done.method.name, "model": done.spec.plain(), "saltus": __version__}
+    facts = {
+        "name": done.name,
+        "method": done.method.name,
+        "sampler": done.card.sampler.value,
+        "steps": done.card.steps,
+        "model": done.spec.plain(),
+        "saltus": __version__,
+    }
+    write_to, load = {
+        PROGRAM: (save_program, "torch.export.load({!r}).module()"),
+        GRAPH: (save_onnx, "onnxruntime.InferenceSession({!r})"),
+    }[suffix]
     with whole(out) as draft:
-        save_program(draft, jump, done.shape, facts)
+        write_to(draft, jump, done.shape, facts)
     taken = ", ".join(jump.example(done.shape))
     print(f"program  {out}: {done.name}, {done.which}{early(done)}, {out.stat().st_size / 1e6:.3g} MB")
-    print(f"load     torch.export.load({str(out)!r}).module()({taken})")
+    print(f"load     {load.format(str(out))}, which takes {taken}")
 
 
 def _list(run: Path) -> None:
