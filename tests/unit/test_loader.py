@@ -174,6 +174,16 @@ def test_a_fault_ahead_is_told_when_its_step_comes(tmp_path: Path) -> None:
     assert [step for step, _ in told] == [order.index(2)] and "2.png (no picture" in told[0][1]
 
 
+def test_processes_name_the_same_faults_at_the_same_places(images: Images) -> None:
+    items = list(images.stored.encoded(range(COUNT)))
+    items[3], items[-2] = b"hello", b""
+    here, faults = unpack(items, images.form)
+    with Decoders(2) as decode:
+        found, named = decode(items, images.form)
+    assert np.array_equal(found, here) and named == faults
+    assert [fault.place for fault in named] == [3, COUNT - 2]
+
+
 def processes() -> set[int]:
     """The children of this process."""
     return {int(k) for k in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
