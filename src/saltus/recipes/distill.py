@@ -18,7 +18,9 @@ USAGE = """\
 usage: saltus distill TEACHER [--method METHOD] [--options]
        saltus distill RUN/options.json [--options]     the same again, with changes
 
-TEACHER is a run folder, or the weights file of a run, that learned a velocity.
+TEACHER is a run folder, or the weights file of a run, that learned a velocity;
+or the folder of a diffusers pipeline, whose network gets a second time and is
+trained, or adapters beside it (--lora). One of texts needs --prompts FILE.txt.
 
 methods that learn from the teacher alone:
 {free}
@@ -30,6 +32,8 @@ examples:
   saltus distill runs/digits-flow_matching
   saltus distill runs/digits-flow_matching --method lmd --data digits
   saltus distill runs/digits-flow_matching --guidance 3 --dry-run
+  saltus distill DiT-XL-2-256/ --guidance 4
+  saltus distill stable-diffusion-v1-5/ --prompts prompts.txt --lora 64
 
 saltus distill TEACHER --help shows the options.
 """

@@ -32,7 +32,6 @@ from saltus.recipes.folder import (
     whole,
     write_json,
 )
-from saltus.recipes.foreign import decoder
 from saltus.recipes.memory import size
 from saltus.recipes.occupied import check_free, finished, occupied
 from saltus.recipes.opened import open_run
@@ -66,7 +65,7 @@ def show_samples(made: Experiment, model: NetworkMap, path: Path) -> None:
         parts = [(row.label, made.system.seen(row.sample())) for row in rows]
     with whole(path) as draft:
         title = f"{made.name}: the same noise by {counted(len(parts), 'sampler')}"
-        picture(title, parts, labels, decode=decoder(made.spec)).save(draft)
+        picture(title, parts, labels).save(draft)
 
 
 def execute(made: Experiment) -> list[Measured]:

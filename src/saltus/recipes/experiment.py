@@ -166,7 +166,9 @@ class Experiment:
             return made
 
         if self.teacher is not None and self.spec.shares:  # before anything is made of its weights
-            self.teacher.run.model.to(self.world.device)
+            base = self.teacher.run.model
+            if next(base.parameters()).device != self.world.device:
+                base.to(self.world.device)
         return self._trained(built(student, self.world, outline=self.spec.build))
 
     def critic(self) -> NetworkMap:

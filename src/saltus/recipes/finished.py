@@ -23,14 +23,14 @@ from saltus.recipes.evaluate import evaluate as measured
 from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, check_file, whole
-from saltus.recipes.foreign import decoder, said_to
+from saltus.recipes.foreign import said_to
 from saltus.recipes.opened import DEFAULT, Finished, open_run
 from saltus.recipes.resolve import experiment
 from saltus.recipes.sampling import check_steps
 from saltus.recipes.scored import keep, scored
 from saltus.recipes.scored import shown as tabled
 from saltus.recipes.scoring import Scoring
-from saltus.recipes.show import picture, said, shown, visible
+from saltus.recipes.show import picture, said, shown
 from saltus.recipes.watch import append
 
 __all__ = ["RunPath", "again", "check_out", "evaluate", "sample"]
@@ -89,15 +89,19 @@ def sample(
     cond = None if prompt is None else said_to(done, prompt, label)
     parts = [(said(k), done.sample(count, k, seed, label, w, cond).cpu()) for k in steps]
     labels = None if cond is not None else done.labels(count, label)
-    decode = decoder_of(done.meta, autoencoder) or decoder(done.spec)
+    decode = decoder_of(done.meta, autoencoder)
+
+    def seen(x: Tensor) -> Tensor:
+        return x if decode is None else decode(x)
+
     with whole(path) as draft:
         if path.suffix == ARRAY:
             np.save(draft, torch.stack([x for _, x in parts]).numpy())
         elif len(parts) == 1 and len(done.shape) == 3 and count > shown(done.shape):
-            _sheet(visible(parts[0][1], decode)).save(draft)
+            _sheet(seen(parts[0][1])).save(draft)
         else:
             title = f"{done.name}, seed {seed}" + ("" if w is None else f", w = {w:g}")
-            picture(title, parts, labels, decode=decode).save(draft)
+            picture(title, [(name, seen(x)) for name, x in parts], labels).save(draft)
     at = ", ".join(map(str, steps)) + (" step" if steps == (1,) else " steps")
     early = "" if done.after is None else f" after {done.after:,} steps of its training"
     print(f"{len(parts)} × {count} samples of {done.name}{early} at {at}: {path}")

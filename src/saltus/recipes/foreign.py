@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from saltus.interpolants import Interpolant, Linear
 from saltus.maps import AverageVelocity
 from saltus.methods import Method, Need
 from saltus.methods import load as load_method
+from saltus.recipes.decoded import Decoder
 from saltus.recipes.folder import OPTIONS
 from saltus.recipes.model import FOREIGN, ModelSpec
 from saltus.recipes.opened import Finished
 from saltus.recipes.options import Training
 from saltus.recipes.prompts import Prompts
 from saltus.recipes.teacher import TeacherRun
-from saltus.teachers.diffusers.autoencoder import open_autoencoder
 from saltus.teachers.diffusers.lora import LoRA
 from saltus.teachers.diffusers.plain import described, files_of, opened, prompts_of
 from saltus.typing import Condition
 
-__all__ = ["ForeignTeacher", "decoder", "foreign_teacher", "is_foreign", "lesson", "said_to"]
+__all__ = ["ForeignTeacher", "foreign_teacher", "is_foreign", "lesson", "said_to"]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler"
 VAE = "vae"
 NULLED = 0.1
 """What is said of the dropout of a model that knows what no condition is."""
-AT_ONCE = 4
-"""Images that are decoded at a time."""
 
 
 def is_foreign(place: Path) -> bool:
@@ -71,6 +66,14 @@ class ForeignTeacher(TeacherRun):
         size = None if lora is None else LoRA(rank=lora)
         foreign = described(opened(self.place).model, onto, size)
         return replace(self.run.spec, guidance=guided, foreign=foreign)
+
+    @property
+    def decode(self) -> Decoder | None:
+        """Its samples to pictures: by the pipeline's autoencoder, or their first channels as they are; None
+        where they are pictures."""
+        if (self.place / VAE / CONFIG).is_file():
+            return Decoder(str(self.place))
+        return None if self.run.shape[0] in (1, 3) else Decoder("")
 
     @property
     def marks(self) -> Mapping[str, str]:
@@ -127,21 +130,6 @@ def foreign_teacher(place: Path, prompts: Path | None = None, kept: Path | None 
         weights=place,
     )
     return ForeignTeacher(run, place, texts)
-
-
-def decoder(spec: ModelSpec) -> Callable[[Tensor], Tensor] | None:
-    """Latents [n, C, H, W] to images, by the autoencoder of the folder that a student came from; None where
-    there is neither folder nor autoencoder."""
-    base = (spec.foreign or {}).get("base")
-    if base is None or not (Path(base["folder"]) / VAE / CONFIG).is_file():
-        return None
-    return lambda x: _decoded(Path(base["folder"]), x)
-
-
-def _decoded(folder: Path, x: Tensor) -> Tensor:
-    vae = open_autoencoder(folder)
-    with torch.no_grad():
-        return torch.cat([vae.decode(part.cpu().float()) for part in torch.split(x, AT_ONCE)])
 
 
 def lesson(lora: bool) -> Training:

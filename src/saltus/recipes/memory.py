@@ -231,7 +231,9 @@ def _taught(made: Experiment) -> Experiment:
     if teacher is None:
         return made
     run: Finished = teacher.run
-    model = run.spec.build().eval().requires_grad_(False)
+    model = run.spec.build()
+    teacher.tell(model)
+    model = model.eval().requires_grad_(False)
     return replace(made, teacher=replace(teacher, run=replace(run, model=model)))
 
 

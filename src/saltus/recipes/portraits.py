@@ -25,7 +25,6 @@ from saltus.metrics import Residuals, residuals
 from saltus.recipes.evaluate import OWN, STEPS, samplers
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import whole
-from saltus.recipes.foreign import decoder
 from saltus.recipes.show import picture, shown
 from saltus.recipes.system import asked
 from saltus.samplers import integrate, jumps, prior
@@ -91,7 +90,7 @@ def grid(made: Experiment, model: NetworkMap, folder: Path, done: int) -> Path:
     heads = None if labels is None else labels.cpu()
     plane = made.system.shape == (2,)
     reach = reach_of(_real(made)) if plane else None  # of the data: the same square at every step
-    drawn = picture(f"{made.name} after {done:,} steps", parts, heads, reach, decoder(made.spec))
+    drawn = picture(f"{made.name} after {done:,} steps", parts, heads, reach)
     with whole(where) as draft:
         drawn.save(draft, optimize=True)
     return where

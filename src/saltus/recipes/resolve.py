@@ -278,15 +278,8 @@ def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
 
     digests = {"data": source.images.digest} if isinstance(source, ImageData) else {}
     digests |= {"data": source.digest} if isinstance(source, Latents) else {}
-    decode = decoder_of(teacher.run.meta)
-    return System(
-        teacher.run.recipe,
-        spec.shape,
-        spec.sigma_data,
-        spec.classes,
-        source,
-        judge,
-        decode=decode,
-        meta={} if decode is None else decode.meta,
-        digests=digests,
+    system = System(
+        teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge, digests=digests
     )
+    decode = teacher.decode if isinstance(teacher, ForeignTeacher) else decoder_of(teacher.run.meta)
+    return system if decode is None else replace(system, decode=decode, meta=decode.meta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -10,10 +10,7 @@ from torch import Tensor
 
 from saltus.plots import Row, density, rows
 
-__all__ = ["Decode", "picture", "said", "shown", "visible"]
-
-Decode = Callable[[Tensor], Tensor]
-"""Latents [n, C, H, W] to images [n, 3, H, W] in [-1, 1]."""
+__all__ = ["picture", "said", "shown"]
 
 
 def said(k: int) -> str:
@@ -30,27 +27,11 @@ def shown(shape: tuple[int, ...]) -> int:
     return 20 if len(shape) == 3 else 20_000
 
 
-def visible(x: Tensor, decode: Decode | None = None) -> Tensor:
-    """Samples [n, C, H, W] as images of one or three channels: decoded, or latents as they are, the first
-    three channels of them in units of two standard deviations.
-
-    >>> visible(torch.zeros(2, 4, 8, 8)).shape
-    torch.Size([2, 3, 8, 8])
-    """
-    if decode is not None:
-        return decode(x)
-    if x.shape[1] in (1, 3):
-        return x
-    few = x[:, :3] if x.shape[1] > 3 else x[:, :1]
-    return few / (2.0 * few.std().clamp(min=1e-6))
-
-
 def picture(
     title: str,
     parts: Sequence[tuple[str, Tensor]],
     labels: Tensor | None = None,
     reach: float | None = None,
-    decode: Decode | None = None,
 ) -> Image.Image:
     """Samples of several samplers, one below the other (images) or side by side (points).
 
@@ -59,7 +40,6 @@ def picture(
         parts: a name and samples [n, C, H, W] or [n, 2] each.
         labels: int64 [n], shown above the columns of images.
         reach: half the width of the square that shows points; None takes it from them.
-        decode: latents [n, C, H, W] to images; without it their first three channels are shown.
 
     Raises:
         ValueError: for samples that are neither.
@@ -67,7 +47,7 @@ def picture(
     shape = parts[0][1].shape[1:]
     if len(shape) == 3:
         heads = () if labels is None else [str(k) for k in labels.tolist()]
-        return rows([Row(name, visible(x, decode)) for name, x in parts], title, heads)
+        return rows([Row(name, x) for name, x in parts], title, heads)
     if tuple(shape) != (2,):
         raise ValueError(f"picture: expected samples [n, C, H, W] or [n, 2], got {list(parts[0][1].shape)}")
     if reach is None:

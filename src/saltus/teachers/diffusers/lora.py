@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from saltus.interpolants import Interpolant, Linear
 from saltus.teachers.diffusers.opened import DiffusersModel
-from saltus.teachers.diffusers.student import DiffusersBackbone, plainly
+from saltus.teachers.diffusers.student import DiffusersBackbone, actually, plainly
 
 __all__ = ["ADAPTERS", "SECOND_TIME", "AdaptedBackbone", "LoRA", "save_lora"]
 
@@ -102,7 +102,8 @@ class AdaptedBackbone(DiffusersBackbone):
     ) -> None:
         super().__init__(replace(model, module=_sharing(model.module)), onto, guidance)
         self.lora = lora
-        inject(self.module, lora)
+        with actually():
+            inject(self.module, lora)
         _hold(self.module)
 
     def shared(self) -> list[Tensor]:
@@ -150,10 +151,12 @@ def inject(module: nn.Module, lora: LoRA) -> None:
 
 
 def _hold(module: nn.Module) -> None:
-    """Make every weight but the adapters' a buffer that is not saved."""
+    """Make every weight but the adapters' a buffer that is not saved. Where a network is built without
+    memory, PEFT could not move the adapters, which get none here."""
     for part in module.modules():
         for name, value in list(part.named_parameters(recurse=False)):
             if value.requires_grad:
+                part._parameters[name] = nn.Parameter(value.detach().clone())
                 continue
             del part._parameters[name]
             part.register_buffer(name, value.detach(), persistent=False)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.teachers.diffusers.families import family_of, known_families
@@ -25,12 +26,19 @@ from saltus.teachers.diffusers.schedules import path_of
 from saltus.teachers.diffusers.student import FIELDS, DiffusersBackbone, actually
 from saltus.typing import Condition
 
-__all__ = ["PATHS", "Opened", "build", "described", "files_of", "opened", "prompts_of"]
+__all__ = ["PATHS", "MissingBase", "Opened", "build", "described", "files_of", "opened", "prompts_of"]
 
 PATHS: dict[str, Interpolant] = {"linear": Linear(), "trigonometric": Trigonometric()}
 """The paths that a student may be on, by name."""
 _KNOWN = {"network", "scheduler", "shape", "classes", "pixels", "strength", "null", "onto", "lora", "base"}
 _NEEDED = _KNOWN - {"lora", "base"}
+_COUNTED: list[tuple[Any, DiffusersModel]] = []
+"""Where memory is counted with tensors that have none: the count, and the first model that it made, which is
+the teacher and so the base of adapters."""
+
+
+class MissingBase(ValueError):
+    """The model that adapters belong to is not where it was, or is another one."""
 
 
 class Opened(NamedTuple):
@@ -127,11 +135,16 @@ def build(plain: Mapping[str, Any], guidance: bool = False) -> DiffusersBackbone
             f"student of a diffusers model: expected its description ({', '.join(sorted(_KNOWN))}), got "
             f"{', '.join(sorted(plain))[:200]}; the weights file is damaged"
         )
-    onto = PATHS[plain["onto"]]
-    if plain.get("lora") is None:
-        return DiffusersBackbone(_rebuilt(plain), onto, guidance)
-    size = plain["lora"]
+    onto, size, mode = PATHS[plain["onto"]], plain.get("lora"), detect_fake_mode()
+    if size is None:
+        model = _rebuilt(plain)
+        if mode is not None and mode not in (m for m, _ in _COUNTED):
+            _COUNTED[:] = [(mode, model)]
+        return DiffusersBackbone(model, onto, guidance)
     lora = LoRA(size["rank"], size["alpha"], tuple(size["targets"]))
+    if mode is not None:
+        known = [model for m, model in _COUNTED if m is mode]
+        return AdaptedBackbone(known[0] if known else _rebuilt(plain), onto, guidance, lora)
     with torch.device("cpu"):  # where its base is, also if only the sizes of the adapters are wanted
         return AdaptedBackbone(_base(plain), onto, guidance, lora)
 
@@ -173,11 +186,11 @@ def _base(plain: Mapping[str, Any]) -> DiffusersModel:
     try:
         model = opened(folder).model
     except ValueError as wrong:
-        raise ValueError(
+        raise MissingBase(
             f"adapters: expected the model that they belong to in {folder}, got: {wrong}; put it back there"
         ) from None
     if model.digest != digest:
-        raise ValueError(
+        raise MissingBase(
             f"adapters: expected the model that they belong to in {folder}, found other weights there; put "
             "those back that they were trained on"
         )

@@ -67,14 +67,16 @@ class Addition(nn.Module):
     Args:
         width: of the embedding.
         guidance: whether a strength of guidance w is an input; None stands for w = 1, no guidance.
+        like: a tensor with the device and the dtype of the weights; None is PyTorch's own.
     """
 
-    def __init__(self, width: int, guidance: bool = False) -> None:
+    def __init__(self, width: int, guidance: bool = False, like: Tensor | None = None) -> None:
         super().__init__()
         size = 1 + 2 * len(FREQUENCIES)
         self.guidance = guidance
-        self.first = nn.Linear(size * (2 if guidance else 1), width, bias=False)
-        self.last = nn.Linear(width, width, bias=False)
+        kind = (None, None) if like is None else (like.device, like.dtype)
+        self.first = nn.Linear(size * (2 if guidance else 1), width, False, *kind)
+        self.last = nn.Linear(width, width, False, *kind)
         nn.init.zeros_(self.last.weight)
 
     def forward(self, gap: Tensor, w: Tensor | None = None) -> Tensor:
@@ -170,7 +172,7 @@ class DiffusersBackbone(nn.Module):
             part.aside = self._aside
         self.module = module.eval()
         last = parts[0].linear_2
-        self.gap = Addition(last.out_features, guidance).to(last.weight.device, last.weight.dtype)
+        self.gap = Addition(last.out_features, guidance, last.weight)
         nothing = model.nothing
         for name in FIELDS:
             null = None if nothing is None else vars(nothing)[name]
