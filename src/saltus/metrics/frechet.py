@@ -73,7 +73,8 @@ class Moments:
     def root(self) -> Tensor:
         """The root of the covariance, [D, D]; computed once."""
         values, axes = torch.linalg.eigh(self.cov)
-        return (axes * values.clamp(min=0.0).sqrt()) @ axes.T
+        root: Tensor = (axes * values.clamp(min=0.0).sqrt()) @ axes.T
+        return root
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> Tensor:

@@ -217,7 +217,8 @@ def _edm(config: Mapping[str, Any], kind: str) -> Path:
     def when(timestep: Tensor) -> Tensor:
         root = torch.exp(4.0 * timestep.double() / rho)
         top, bottom = high ** (1.0 / rho), low ** (1.0 / rho)
-        return (top - root) / (top - bottom)
+        progress: Tensor = (top - root) / (top - bottom)
+        return progress
 
     return Path(
         path,
