@@ -30,7 +30,7 @@ from saltus.recipes.system import asked
 from saltus.recipes.unfinished import Unfinished, is_unfinished, newest
 from saltus.samplers import batched, prior
 from saltus.streams import Streams
-from saltus.teachers.diffusers.plain import MissingBase
+from saltus.teachers.diffusers.plain import UnknownOrigin
 from saltus.teachers.diffusers.student import DiffusersBackbone
 from saltus.tensors import full_like_rows
 from saltus.training import Header, initialised, load_weights, read_header, reconstruct_files, restore
@@ -294,7 +294,7 @@ def _check_sizes(spec: ModelSpec, header: Header, known: Mapping[str, object], p
     try:
         with torch.device("meta"):
             sizes = {key: tuple(t.shape) for key, t in spec.build().state_dict().items()}
-    except MissingBase as wrong:
+    except UnknownOrigin as wrong:
         raise ValueError(f"{path}: {wrong}") from None
     except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as wrong:
         raise ValueError(

@@ -26,7 +26,7 @@ from saltus.teachers.diffusers.schedules import path_of
 from saltus.teachers.diffusers.student import FIELDS, DiffusersBackbone, actually
 from saltus.typing import Condition
 
-__all__ = ["PATHS", "MissingBase", "Opened", "build", "described", "files_of", "opened", "prompts_of"]
+__all__ = ["PATHS", "UnknownOrigin", "Opened", "build", "described", "files_of", "opened", "prompts_of"]
 
 PATHS: dict[str, Interpolant] = {"linear": Linear(), "trigonometric": Trigonometric()}
 """The paths that a student may be on, by name."""
@@ -37,7 +37,7 @@ _COUNTED: list[tuple[Any, DiffusersModel]] = []
 the teacher and so the base of adapters."""
 
 
-class MissingBase(ValueError):
+class UnknownOrigin(ValueError):
     """The model that adapters belong to is not where it was, or is another one."""
 
 
@@ -186,11 +186,11 @@ def _base(plain: Mapping[str, Any]) -> DiffusersModel:
     try:
         model = opened(folder).model
     except ValueError as wrong:
-        raise MissingBase(
+        raise UnknownOrigin(
             f"adapters: expected the model that they belong to in {folder}, got: {wrong}; put it back there"
         ) from None
     if model.digest != digest:
-        raise MissingBase(
+        raise UnknownOrigin(
             f"adapters: expected the model that they belong to in {folder}, found other weights there; put "
             "those back that they were trained on"
         )
