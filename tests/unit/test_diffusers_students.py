@@ -104,8 +104,6 @@ def test_what_is_added_is_zero_without_a_gap_and_without_guidance() -> None:
 def test_the_gradient_through_the_derivative(name: str) -> None:
     """Of a loss with value, derivative in t (Lagrangian) and along the flow (Eulerian), against finite
     differences in all weights at once and in the second time's own."""
-    if name == "Sana":
-        pytest.xfail("once 5 % off finite differences in a whole run: not yet explained")
     student, cond = moved(name), condition(name, dtype=WIDE)
     x, dx, weight = (noise(name, dtype=WIDE, seed=seed) for seed in (1, 2, 3))
     s, t = times()
@@ -132,7 +130,7 @@ def test_the_gradient_through_the_derivative(name: str) -> None:
                     p.copy_(start + eps * v)
             return loss().detach()
 
-        eps = 1e-5
+        eps = 1e-6  # at 1e-5 a ReLU of Sana's attention changes its side, and finite differences see the kink
         truth = (8.0 * (at(eps) - at(-eps)) - (at(2.0 * eps) - at(-2.0 * eps))) / (12.0 * eps)
         at(0.0)
         return found, truth
