@@ -55,6 +55,12 @@ def test_a_run_knows_its_latents_and_measures_them(place: Path) -> None:
     assert done.meta["autoencoder"]["folder"] == str(place / "vae")
 
 
+def test_latents_are_no_pictures(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "pictures-ect", "--data", str(place / "latents"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert f"saltus run latents-ect --data {place / 'latents'}" in told and told.count("\n") == 1
+
+
 def test_a_picture_shows_decoded_samples_and_an_array_holds_latents(place: Path, tmp_path: Path) -> None:
     latents = load(place / "run").sample(30, steps=2)
     command = ["sample", str(place / "run"), "--steps", "2", "--n", "30", "--out"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ from saltus.data import ArrayData
 from saltus.data import digits as real_digits
 from saltus.methods import Method, Need
 from saltus.metrics import energy_distance, frechet, nearest
+from saltus.metrics.features import PrincipalComponents
 from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.gallery import Gallery
@@ -60,25 +61,6 @@ def classifier(x: Tensor, label: Tensor, seed: int = 0, steps: int = 400) -> nn.
     return net.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """The principal components of images: x [n, ...] -> [n, COMPONENTS]."""
-
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor) -> Features:
-        """The components of x [N, ...], in float64."""
-        flat = x.flatten(1).double()
-        mean = flat.mean(dim=0)
-        _, _, axes = torch.linalg.svd(flat - mean, full_matrices=False)
-        return cls(mean, axes[:COMPONENTS].T)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x.flatten(1).double() - self.mean) @ self.axes
-
-
 class DigitsTruth:
     """Figures of digits against the real ones.
 
@@ -94,7 +76,7 @@ class DigitsTruth:
 
     def __init__(self, x: Tensor, label: Tensor) -> None:
         self.x, self.label = x, label
-        self.features = Features.of(x)
+        self.features = PrincipalComponents.of(x, COMPONENTS)
 
     @cached_property
     def taught(self) -> nn.Module:

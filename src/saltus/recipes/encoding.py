@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from saltus.data.images import Images
@@ -39,7 +36,7 @@ from saltus.data.latents import (
 )
 from saltus.recipes.folder import check_above, whole
 from saltus.recipes.occupied import differences
-from saltus.recipes.run import clock
+from saltus.recipes.progress import Progress
 from saltus.teachers.autoencoder import Autoencoder
 from saltus.tensors import check_finite
 from saltus.training import LOCK, locked
@@ -106,9 +103,14 @@ def encode_images(
         _check_place(out, about)
         manifest = _begun(out, Manifest(about, dict(places or {}), ()))
         started = len(manifest.shards)
-        with _Pace(about, started, quiet) as pace:
+        progress = Progress(count, "pictures", quiet)
+        before = sum(shard.rows for shard in manifest.shards)
+        progress.skip(before)
+        if 0 < before < count and not quiet:
+            print(f"going on after {before:,} of {count:,} pictures", file=sys.stderr)
+        with progress:
             for k in range(started, about.shards):
-                tensors = _shard(images, autoencoder, about, about.rows(k), batch, store, pace)
+                tensors = _shard(images, autoencoder, about, about.rows(k), batch, store, progress)
                 manifest = _written(out, manifest, k, tensors)
         if not quiet:
             _tell(out, manifest, started)
@@ -199,7 +201,7 @@ def _shard(
     rows: range,
     batch: int,
     store: torch.dtype,
-    pace: _Pace,
+    progress: Progress,
 ) -> dict[str, Tensor]:
     """The tensors of a shard, on the CPU; the next group is read while one is encoded."""
     parts: dict[str, list[Tensor]] = {name: [] for name in about.names}
@@ -220,7 +222,7 @@ def _shard(
         if about.classes is not None:
             assert images.labels is not None
             parts[LABEL].append(images.labels[group])
-        pace.advance(len(group))
+        progress.more(len(group))
     return {name: torch.cat(some) for name, some in parts.items()}
 
 
@@ -283,47 +285,3 @@ def _tell(out: Path, manifest: Manifest, started: int) -> None:
 def _few(values: Iterable[float]) -> str:
     some = [f"{v:.2f}" for v in values]
     return " ".join(some[:8]) + (" ..." if len(some) > 8 else "")
-
-
-class _Pace:
-    """Progress with rate and time to go: a bar on a terminal, elsewhere a line now and then."""
-
-    EVERY = 30.0
-
-    def __init__(self, about: About, started: int, quiet: bool) -> None:
-        self._total = about.count
-        self._done = self._before = sum(len(about.rows(k)) for k in range(started))
-        self._quiet = quiet
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("encoding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        plain = quiet or not console.is_terminal
-        self._bar = Progress(*columns, console=console, disable=plain, transient=True)
-        self._task = self._bar.add_task("", total=self._total, completed=self._done, rate="")
-        self._begin = self._told = time.monotonic()
-
-    def __enter__(self) -> _Pace:
-        if self._before and self._before < self._total and not self._quiet:
-            print(f"going on after {self._before:,} of {self._total:,} pictures", file=sys.stderr)
-        self._bar.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._bar.stop()
-
-    def advance(self, count: int) -> None:
-        """So many more are encoded."""
-        self._done += count
-        now = time.monotonic()
-        rate = (self._done - self._before) / max(now - self._begin, 1e-9)
-        self._bar.update(self._task, completed=self._done, rate=f"{rate:.3g} a second")
-        if not self._quiet and self._bar.disable and now - self._told > self.EVERY:
-            left = clock((self._total - self._done) / rate)
-            done = f"{self._done:,} of {self._total:,} pictures"
-            print(f"{done}, {rate:.3g} a second, {left} left", file=sys.stderr)
-            self._told = now

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from saltus.data.latents import Latents
 from saltus.metrics import energy_distance, frechet, nearest
+from saltus.metrics.features import PrincipalComponents
 from saltus.recipes.decoded import Decoder
-from saltus.recipes.digits import COMPONENTS, FRECHET, Features
+from saltus.recipes.digits import COMPONENTS, FRECHET
 from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_images import image_judge
 from saltus.recipes.scoring import Scoring
@@ -33,7 +34,7 @@ def latent_judge(data: Latents) -> Judge:
     count = min(MOST, len(data))
     rows = torch.arange(count) * len(data) // count
     real = data.samples(rows, Streams(0, index=torch.arange(count), prefix="judge/"))
-    features = Features.of(real)
+    features = PrincipalComponents.of(real, COMPONENTS)
 
     def against(x: Tensor, real: Tensor, features: Callable[[Tensor], Tensor]) -> dict[str, float]:
         return {

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from saltus.data.latents import is_latents
 from saltus.methods import Method, Need
 from saltus.recipes.assemble import assemble
 from saltus.recipes.experiment import Experiment
@@ -68,6 +69,11 @@ def pictures(
         training: How it is trained.
         output: Where results go.
     """
+    if is_latents(data):
+        raise ValueError(
+            f"data {data}: expected pictures, got latents that saltus encode made; saltus run "
+            f"latents-{method} --data {data} learns them"
+        )
     images = opened(data, pictures, labels, output.quiet)
     system = pictures_system("pictures", images, training.batch, pictures.flip, loading_of(loading))
     folder = loading.cache_folder

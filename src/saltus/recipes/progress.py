@@ -40,6 +40,12 @@ class Progress:
         sys.stderr.write(f"\r{words}   " if terminal else f"{words}\n")
         sys.stderr.flush()
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.end()
+
     def end(self) -> None:
         """Leave the line that was renewed."""
         if not self._quiet and sys.stderr.isatty():

@@ -5,7 +5,7 @@ figures can be compared only if both agree.
 """
 
 from saltus.metrics.features.classifier import own_features, own_from, own_tensors
-from saltus.metrics.features.components import components_from, components_tensors
+from saltus.metrics.features.components import PrincipalComponents, components_from, components_tensors
 from saltus.metrics.features.dinov2 import Dinov2, dinov2_from
 from saltus.metrics.features.graph import graph_from
 from saltus.metrics.features.inception import GRAPH, PORT, Inception, inception_from, resized_as_the_graph
@@ -18,6 +18,7 @@ __all__ = [
     "Dinov2",
     "FeatureNetwork",
     "Inception",
+    "PrincipalComponents",
     "components_from",
     "components_tensors",
     "digest_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,44 @@ from torch import Tensor, nn
 from saltus.metrics.features.classifier import Pixels
 from saltus.metrics.features.network import FeatureNetwork, digest_of
 
-__all__ = ["components_from", "components_tensors"]
+__all__ = ["PrincipalComponents", "components_from", "components_tensors"]
 
 COUNT = 64
 
 
+@dataclass(frozen=True, eq=False)
+class PrincipalComponents:
+    """(x - mean) @ axes: x [n, ...] -> [n, count].
+
+    Attributes:
+        mean: of the data, flattened, [D].
+        axes: unit vectors along which it spreads most, [D, count].
+
+    >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> PrincipalComponents.of(x, 1)(x).abs()
+    tensor([[3.],
+            [3.],
+            [0.],
+            [0.]], dtype=torch.float64)
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, count: int) -> PrincipalComponents:
+        """The first components of x [N, ...], or as many as there are, in float64."""
+        flat = x.flatten(1).double()
+        mean = flat.mean(dim=0)
+        _, _, axes = torch.linalg.svd(flat - mean, full_matrices=False)
+        return cls(mean, axes[:count].T)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.flatten(1).to(self.mean.dtype) - self.mean) @ self.axes
+
+
 class Components(nn.Module):
-    """(pixels - mean) @ axes."""
+    """Principal components of pixels."""
 
     mean: Tensor
     axes: Tensor
@@ -29,8 +61,7 @@ class Components(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, H, W] in [0, 255] -> [n, COUNT]."""
-        found: Tensor = (self.pixels(x).flatten(1) - self.mean) @ self.axes
-        return found
+        return PrincipalComponents(self.mean, self.axes)(self.pixels(x))
 
 
 def components_tensors(x: Tensor, seed: int = 0) -> dict[str, Tensor]:
