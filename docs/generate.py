@@ -1,4 +1,4 @@
-"""Write the documents that follow from the cards of the methods: docs/methods.md and README's table.
+"""Write what follows from the code: docs/methods.md, README's table of methods, docs/networks.md's of sizes.
 
 ``python docs/generate.py`` rewrites them (also ``make docs``); ``--check`` only says whether they are
 current, and exits with status 1 if not.
@@ -13,11 +13,31 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from saltus.methods import Card, Method, Need, Sampler, discover
-from saltus.report import Table
+from saltus.nn import BACKBONES, build, parameter_count
+from saltus.report import Cell, Table
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- methods: written by docs/generate.py -->", "<!-- end of methods -->"
+
+POINT, DIGIT, SMALL, FACE, LATENT, LARGE = (2,), (1, 8, 8), (3, 32, 32), (3, 64, 64), (4, 32, 32), (4, 64, 64)
+PUBLISHED = {
+    **{f"dit {size}": count for size, count in {"s": 33, "b": 130, "l": 458, "xl": 675}.items()},
+    **{f"edm2 {size}": count for size, count in {"xs": 125, "s": 280, "m": 498, "l": 778}.items()},
+    **{"edm2 xl": 1119, "edm2 xxl": 1523, "ddpmpp cifar10": 55.7},
+}
+"""Millions of parameters in print, without what two times add."""
+SEEN: dict[str, tuple[int, ...]] = {
+    "mlp": POINT,
+    "residual-mlp": DIGIT,
+    "edm2 celeba64": FACE,
+    **{full: LATENT for full in PUBLISHED if full.startswith("dit")},
+    **{full: LARGE for full in PUBLISHED if full.startswith("edm2")},
+}
+"""What a network, or one size of it, is counted for; all others for pictures of 3 x 32 x 32."""
+CLASSES = 1000
+"""Of networks for latents."""
 
 LEARNS = "learns"
 HEAD = """\
@@ -91,21 +111,45 @@ def page(methods: Mapping[str, Method]) -> str:
     return "\n".join([HEAD, overview(methods), "", *sections])
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with the text between the two markers replaced."""
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(readme):
-        raise ValueError(f"README.md: expected the markers {BEGIN!r} and {END!r}, found none; put them back")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", readme)
+def sizes() -> str:
+    """One line a size of a network: what it is counted for, and its parameters, in millions."""
+    rows: list[list[Cell]] = []
+    for name, kind in BACKBONES.items():
+        for size in kind.SIZES:
+            full = f"{name} {size}"
+            shape = SEEN.get(full, SEEN.get(name, SMALL))
+            classes = CLASSES if shape in (LATENT, LARGE) else None
+            with torch.device("meta"):
+                count = parameter_count(build(name, size, shape, classes))
+            seen = " x ".join(map(str, shape)) + (f", {classes:,} classes" if classes else "")
+            printed = f"{PUBLISHED[full]:g}" if full in PUBLISHED else ""
+            rows.append([f"`{name}`", f"`{size}`", seen, f"{count / 1e6:.4g}", printed])
+    head = ["network", "size", "for", "million parameters", "in print"]
+    return Table(head, rows, left=frozenset(head[:3])).markdown()
+
+
+def markers(subject: str) -> tuple[str, str]:
+    """What stands before and behind a generated part of a page."""
+    return f"<!-- {subject}: written by docs/generate.py -->", f"<!-- end of {subject} -->"
+
+
+def with_table(page: str, table: str, subject: str) -> str:
+    """The page with the text between the subject's two markers replaced."""
+    begin, end = markers(subject)
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"page: expected the markers {begin!r} and {end!r}, found none; put them back")
+    return pattern.sub(lambda _: f"{begin}\n\n{table}\n\n{end}", page)
 
 
 def documents() -> dict[Path, str]:
     """Every generated file with what it should hold."""
     methods = discover()
-    readme = ROOT / "README.md"
+    readme, networks = ROOT / "README.md", ROOT / "docs" / "networks.md"
     return {
         ROOT / "docs" / "methods.md": page(methods),
-        readme: with_table(readme.read_text(), overview(methods, "docs/methods.md")),
+        readme: with_table(readme.read_text(), overview(methods, "docs/methods.md"), "methods"),
+        networks: with_table(networks.read_text(), sizes(), "sizes"),
     }
 
 

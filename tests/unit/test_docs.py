@@ -57,10 +57,11 @@ def test_table_follows_the_card(generate: ModuleType) -> None:
 
 
 def test_readme_markers(generate: ModuleType) -> None:
-    text = f"a\n{generate.BEGIN}\nold\n{generate.END}\nb"
-    assert generate.with_table(text, r"new \d") == f"a\n{generate.BEGIN}\n\nnew \\d\n\n{generate.END}\nb"
+    begin, end = generate.markers("sizes")
+    text = f"a\n{begin}\nold\n{end}\nb"
+    assert generate.with_table(text, r"new \d", "sizes") == f"a\n{begin}\n\nnew \\d\n\n{end}\nb"
     with pytest.raises(ValueError, match="markers"):
-        generate.with_table("a", "new")
+        generate.with_table(text, "new", "methods")
 
 
 def test_readme_example_runs() -> None:
