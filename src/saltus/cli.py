@@ -57,6 +57,7 @@ COMMANDS = (
     Command("encode", "a data set of pictures to latents, once", "saltus.recipes.encode", "encode"),
     Command("estimate", "memory and time of a run", "saltus.recipes.estimate", "estimate", True),
     Command("sample", "draw samples from a run", "saltus.recipes.finished", "sample"),
+    Command("app", "look at samples of a run in the browser", "saltus.recipes.app", "app"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
     Command("ema", "form an average of the weights of any length", "saltus.recipes.exported", "ema"),
     Command("export", "one set of weights in one file", "saltus.recipes.exported", "export"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -181,11 +181,11 @@ def _logarithmic(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types
 def scatter(
     panels: Mapping[str, Tensor],
     reach: float,
-    path: Path,
+    path: Path | BinaryIO,
     title: str = "",
     trajectories: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Points [n, 2] side by side, one panel a name, all on [-reach, reach]^2.
+    """Points [n, 2] side by side, one panel a name, all on [-reach, reach]^2; into a file, open or not.
 
     ``trajectories`` holds, for some of the panels, paths [k + 1, m, 2] of m samples through k steps,
     drawn from the prior (hollow) to where they end (filled).

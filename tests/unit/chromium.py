@@ -28,7 +28,8 @@ def found() -> str | None:
 class Chromium:
     """One browser with one page.
 
-    ``complaints`` gathers what the page's scripts threw, and what the console calls an error.
+    ``complaints`` gathers what the page's scripts threw, and what the console calls an error; ``requests``
+    the addresses that it asked for.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,12 +55,13 @@ class Chromium:
         os.close(answer)
         self._count, self._buffer, self._session = 0, b"", ""
         self.complaints: list[str] = []
+        self.requests: list[str] = []
         target = next(
             t for t in self("Target.getTargets", browser=True)["targetInfos"] if t["type"] == "page"
         )
         opened = self("Target.attachToTarget", browser=True, targetId=target["targetId"], flatten=True)
         self._session = opened["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
 
     def __enter__(self) -> Chromium:
@@ -101,10 +103,12 @@ class Chromium:
             self.complaints.append(str(params["exceptionDetails"]))
         if event == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.complaints.append(str(params["entry"]))
+        if event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         return message
 
-    def open(self, page: Path, width: int, dark: bool = False, height: int = 900) -> None:
-        """Show a file in a window of this width, and wait until it is there."""
+    def open(self, page: Path | str, width: int, dark: bool = False, height: int = 900) -> None:
+        """Show a file, or an address, in a window of this width, and wait until it is there."""
         phone = width < 600
         self(
             "Emulation.setDeviceMetricsOverride",
@@ -115,7 +119,7 @@ class Chromium:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
-        self("Page.navigate", url=page.resolve().as_uri())
+        self("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         end = time.monotonic() + SECONDS
         while self.tell("document.readyState") != "complete" or "about:" in str(self.tell("location.href")):
             if time.monotonic() > end:

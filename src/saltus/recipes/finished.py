@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,15 +22,14 @@ from saltus.recipes.evaluate import evaluate as measured
 from saltus.recipes.execute import record, show
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, check_file, whole
-from saltus.recipes.foreign import said_to
-from saltus.recipes.opened import DEFAULT, Finished, open_run
+from saltus.recipes.opened import DEFAULT, open_run
 from saltus.recipes.resolve import experiment
-from saltus.recipes.sampling import check_steps
 from saltus.recipes.scored import keep, scored
 from saltus.recipes.scored import shown as tabled
 from saltus.recipes.scoring import Scoring
 from saltus.recipes.show import picture, said, shown
 from saltus.recipes.watch import append
+from saltus.recipes.wishes import Wish, answers
 
 __all__ = ["RunPath", "again", "check_out", "evaluate", "sample"]
 
@@ -76,19 +74,16 @@ def sample(
         weights: Which of the weights that the run kept.
     """
     done = open_run(run, weights, unfinished=True)
-    if not steps:
-        raise ValueError("steps: expected at least one number of steps, got none; --steps 1 4, for example")
-    for k in steps:
-        check_steps(done.card, done.method.name, k)
     count = shown(done.shape) if n is None else n
+    wish = Wish(steps, count, seed, label, prompt, w)
+    wish.check(done)
     guided = "" if w is None else f"-w{w:g}"
     path = out or (run if run.is_dir() else run.parent) / f"samples-seed{seed}{guided}.png"
     check_out(path, (PICTURE, ARRAY))
-    done.check_strength(w)
-    _say_guess(done, w)
-    cond = None if prompt is None else said_to(done, prompt, label)
-    parts = [(said(k), done.sample(count, k, seed, label, w, cond).cpu()) for k in steps]
-    labels = None if cond is not None else done.labels(count, label)
+    if guess := wish.guess(done):
+        print(guess, file=sys.stderr)
+    parts = [(said(answer.steps), answer.x) for answer in answers(done, wish)]
+    labels = None if prompt is not None else done.labels(count, label)
     decode = decoder_of(done.meta, autoencoder)
 
     def seen(x: Tensor) -> Tensor:
@@ -118,14 +113,6 @@ def _sheet(x: Tensor) -> Any:  # noqa: ANN401
     from saltus.plots import tiles
 
     return tiles(x, columns=max(10, round(len(x) ** 0.5)))
-
-
-def _say_guess(done: Finished, w: float | None) -> None:
-    """Say so if a strength of guidance was not learned."""
-    high = math.inf if done.guidance is None else done.guidance
-    if w is not None and not 1.0 <= w <= high:
-        learned = "from 1 on" if math.isinf(high) else f"from 1 to {high:g}"
-        print(f"w {w:g}: {done.name} learned strengths {learned}; this is a guess", file=sys.stderr)
 
 
 def again(run: Path, weights: Choice = DEFAULT) -> tuple[Experiment, NetworkMap]:
