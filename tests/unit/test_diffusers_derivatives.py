@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, condition, network, noise, scheduler
+from tiny_models import FAMILIES, WIDE, Wide, condition, network, noise, scheduler
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from saltus.autodiff import FiniteDifference, Forward, TwoPass, derivative
 from saltus.teachers.diffusers import DiffusersModel, family_of, path_of
 from saltus.typing import Condition
 
-WIDE = torch.float64
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},
     "SD1.5 with a strength": ("SD1.5", {"time_cond_proj_dim": 6}),
@@ -28,23 +26,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "U-Net of classes": ("U-Net", {"num_class_embeds": 4}),
 }
-
-
-class Wide(TorchFunctionMode):
-    """diffusers computes sinusoids, root mean squares and some attention in float32 whatever comes in; finite
-    differences need them in float64."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func in (Tensor.float, Tensor.to) and args[0].dtype == WIDE and args[1:] in ((), (torch.float32,)):
-            if kwargs in (None, {}):
-                return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def made(case: str) -> tuple[DiffusersModel, Condition | None]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, condition, network, noise, scheduler
+from tiny_models import FAMILIES, WIDE, Wide, condition, network, noise, scheduler
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from saltus.autodiff import compiled, derivative, recomputed
 from saltus.interpolants import Linear, Trigonometric
@@ -24,22 +21,7 @@ from saltus.teachers.diffusers.plain import build, described
 from saltus.teachers.diffusers.student import Addition, DiffusersBackbone
 from saltus.typing import Condition
 
-WIDE = torch.float64
 ASKED = ("DiT", "SD1.5", "SD3", "Flux", "Sana")
-
-
-class Wide(TorchFunctionMode):
-    """diffusers computes some things in float32 whatever comes in: finite differences need float64."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        narrow = func in (Tensor.float, Tensor.to) and args[1:] in ((), (torch.float32,)) and not kwargs
-        return args[0] if narrow and args[0].dtype == WIDE else func(*args, **(kwargs or {}))
 
 
 def opened(name: str, dtype: torch.dtype = WIDE) -> DiffusersModel:

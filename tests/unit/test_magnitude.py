@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from seeded import numbers, randomise
 from torch import Tensor, nn
 
 from saltus.games import Game, Move, Project, Projected, Reproject, Stage, Stages, as_game, reprojecting
@@ -21,18 +22,6 @@ from saltus.training import fit, initialised
 from saltus.typing import Batch, Condition
 
 ROWS = 4
-
-
-def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def randomise(net: nn.Module, std: float = 0.2, seed: int = 0) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            centre = 1.0 if p.ndim == 1 and name.endswith("weight") else 0.0
-            p.copy_(centre + std * torch.randn(p.shape, generator=rng, dtype=torch.float64))
 
 
 def test_parts_preserve_the_mean_square() -> None:

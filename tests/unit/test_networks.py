@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from seeded import numbers, randomise
+from torch import Tensor
 
 from saltus.autodiff import Forward, derivative
 from saltus.maps import AverageVelocity
@@ -22,18 +23,6 @@ from saltus.typing import Condition
 ROWS = 4
 SECOND_TIME = 256
 """Features of a time in the published DiT, each of which a second time adds a column for."""
-
-
-def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def randomise(net: nn.Module, std: float = 0.2, seed: int = 0) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            centre = 1.0 if p.ndim == 1 and name.endswith("weight") else 0.0
-            p.copy_(centre + std * torch.randn(p.shape, generator=rng, dtype=torch.float64))
 
 
 # Sizes

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saltus.typing import Condition
 
@@ -15,6 +16,8 @@ __all__ = [
     "FAMILIES",
     "PIPELINES",
     "SIZE",
+    "WIDE",
+    "Wide",
     "condition",
     "network",
     "noise",
@@ -22,6 +25,7 @@ __all__ = [
     "scheduler",
 ]
 
+WIDE = torch.float64
 SIZE = 8
 """Of a latent's edge."""
 WIDTH, LENGTH, POOLED, CLASSES = 16, 5, 6, 1000
@@ -132,6 +136,21 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Sana": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "PixArt": ("DDIMScheduler", {"clip_sample": False}),
 }
+
+
+class Wide(TorchFunctionMode):
+    """diffusers computes sinusoids, root mean squares and some attention in float32 whatever comes in; finite
+    differences need them in float64."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        narrow = func in (Tensor.float, Tensor.to) and args[1:] in ((), (torch.float32,)) and not kwargs
+        return args[0] if narrow and args[0].dtype == WIDE else func(*args, **(kwargs or {}))
 
 
 def network(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: object) -> Any:  # noqa: ANN401

@@ -21,7 +21,7 @@ from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.system import Drawn, Judge, System
 from saltus.training import initialised
 
-__all__ = ["AGREEMENT", "FRECHET", "RECIPE", "DigitsTruth", "digits"]
+__all__ = ["AGREEMENT", "FRECHET", "RECIPE", "DigitsTruth", "digits", "distances"]
 
 RECIPE = "1,797 real handwritten digits, 8 x 8 pixels, by class (four minutes)"
 
@@ -61,6 +61,15 @@ def classifier(x: Tensor, label: Tensor, seed: int = 0, steps: int = 400) -> nn.
     return net.eval().requires_grad_(False)
 
 
+def distances(x: Tensor, real: Tensor, features: PrincipalComponents) -> dict[str, float]:
+    """Fréchet distance in the features, energy distance, and the mean distance to the nearest real row."""
+    return {
+        FRECHET: float(frechet(x, real, features)),
+        "energy": float(energy_distance(x, real)),
+        "nearest": float(nearest(x, real).distance.mean()),
+    }
+
+
 class DigitsTruth:
     """Figures of digits against the real ones.
 
@@ -86,22 +95,16 @@ class DigitsTruth:
     def figures(self, drawn: Drawn) -> dict[str, float]:
         """All of them; agreement only where a digit was asked for."""
         if drawn.label is None:
-            return self._distances(drawn.x, self.x)
-        return self._distances(drawn.x, self.x) | _agreement(self.taught, drawn.x, drawn.label)
+            return distances(drawn.x, self.x, self.features)
+        return distances(drawn.x, self.x, self.features) | _agreement(self.taught, drawn.x, drawn.label)
 
     def real(self) -> dict[str, float]:
         """One half of the images in place of samples, the other as the data, classifier included."""
         order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))
         one, two = order.chunk(2)
         taught = classifier(self.x[one], self.label[one])
-        return self._distances(self.x[two], self.x[one]) | _agreement(taught, self.x[two], self.label[two])
-
-    def _distances(self, x: Tensor, real: Tensor) -> dict[str, float]:
-        return {
-            FRECHET: float(frechet(x, real, self.features)),
-            "energy": float(energy_distance(x, real)),
-            "nearest": float(nearest(x, real).distance.mean()),
-        }
+        apart = distances(self.x[two], self.x[one], self.features)
+        return apart | _agreement(taught, self.x[two], self.label[two])
 
 
 def _agreement(taught: nn.Module, x: Tensor, label: Tensor) -> dict[str, float]:

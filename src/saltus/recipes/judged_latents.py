@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from saltus.data.latents import Latents
-from saltus.metrics import energy_distance, frechet, nearest
 from saltus.metrics.features import PrincipalComponents
 from saltus.recipes.decoded import Decoder
-from saltus.recipes.digits import COMPONENTS, FRECHET
+from saltus.recipes.digits import COMPONENTS, distances
 from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_images import image_judge
 from saltus.recipes.scoring import Scoring
@@ -36,19 +33,12 @@ def latent_judge(data: Latents) -> Judge:
     real = data.samples(rows, Streams(0, index=torch.arange(count), prefix="judge/"))
     features = PrincipalComponents.of(real, COMPONENTS)
 
-    def against(x: Tensor, real: Tensor, features: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        return {
-            FRECHET: float(frechet(x, real, features)),
-            "energy": float(energy_distance(x, real)),
-            "nearest": float(nearest(x, real).distance.mean()),
-        }
-
     def figures(drawn: Drawn) -> dict[str, float]:
-        return against(drawn.x, real, features)
+        return distances(drawn.x, real, features)
 
     def halves() -> dict[str, float]:
         one, two = real[::2], real[1::2]
-        return against(two, one, features)
+        return distances(two, one, features)
 
     note = f"space: latents; Fréchet in {COMPONENTS} principal components of {count:,} real ones"
     return Judge(count, None if data.label is None else data.label[rows], figures, halves, note=note)
