@@ -27,7 +27,7 @@ from saltus.recipes.judged_images import (
     image_judge,
     image_truth,
 )
-from saltus.recipes.scored import Pass, scored
+from saltus.recipes.scored import Pass, scored, side_by_side
 from saltus.recipes.scoring import Scoring
 from saltus.recipes.system import Drawn
 
@@ -277,6 +277,34 @@ def test_the_judge_draws_in_batches_what_it_draws_at_once(run: Path) -> None:
     with torch.no_grad():
         for one, two in zip(*(exam.rows(model) for exam in exams), strict=True):
             assert one.label == two.label and torch.allclose(one.sample(), two.sample(), atol=1e-4)
+
+
+def test_scores_by_one_protocol_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+    """Those of two runs, whatever their weights and samplers; real images once; other protocols never."""
+    mine = evaluate(run, "--steps", "1", "--resamples", "0", "--metrics", "frechet")
+    other = json.loads(json.dumps(mine))
+    other["protocol"] |= {"weights": "raw of another", "sampler": "renoise"}
+    other["lines"][0]["figures"][FRECHET] = 12.5
+    runs = {"one": run, "two": tmp_path, "none": tmp_path / "none"}
+
+    def written(found: dict[str, object]) -> None:
+        (tmp_path / "scores.json").write_text(json.dumps({"run": "two", "scores": [found]}))
+
+    written(other)
+    (table,) = side_by_side(runs)
+    figures = [line["figures"][FRECHET] for line in mine["lines"]]  # type: ignore[attr-defined]
+    assert [row[:3] for row in table.rows] == [
+        ["one", "1 jump", figures[0]],
+        ["two", "1 jump", 12.5],
+        ["", "60 real images", figures[1]],
+    ]
+    assert "two: raw of another" in table.note and mine["protocol"]["real"] in table.note  # type: ignore[index]
+    other["protocol"]["samples"] = "61"
+    written(other)
+    assert side_by_side(runs) == []
+    written({"protocol": "lost"})
+    with pytest.raises(ValueError, match="expected what saltus evaluate writes"):
+        side_by_side(runs)
 
 
 def test_what_was_interrupted_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from saltus.recipes.finished import again, check_out
 from saltus.recipes.folder import EVALUATION, OPTIONS, read_json, weights_of, whole
 from saltus.recipes.judged_by_teacher import NEAR
 from saltus.recipes.opened import open_run
+from saltus.recipes.scored import side_by_side
 from saltus.recipes.show import shown
 from saltus.recipes.system import asked
 from saltus.report import Cell, Table, figure
@@ -68,8 +69,9 @@ def compare(
     """One table, one plot, one picture and one page for several finished runs, by the sampler of each method.
 
     A run that learned a velocity alone, such as a teacher, is there with its ODE of 64 steps too. The picture
-    shows what all of them make of the same noise. The page has all of it, their curves one over the other and
-    the options in which they differ.
+    shows what all of them make of the same noise. Scores by features (saltus evaluate RUN --features own) are
+    a table for each protocol that two of the runs share. The page has their curves one over the other and the
+    options in which they differ, too.
 
     examples:
       saltus compare runs/mixture-lsd runs/mixture-mean_flow
@@ -92,8 +94,11 @@ def compare(
     if len(systems) > 1:
         raise ValueError(f"compare: expected runs of one system, got {' and '.join(systems)}")
     labels = _labels(runs)
-    found = {label: _kept(run) for label, run in zip(labels, runs, strict=True)}
-    _table(found).show()
+    by_name = dict(zip(labels, runs, strict=True))
+    scores = side_by_side(by_name)
+    found = {label: _kept(run) for label, run in by_name.items()}
+    for table in (_table(found), *scores):
+        table.show()
     with whole(out) as draft:
         lines(_panels(found), draft, "steps", systems[0], doubling=True)
     print(f"plot     {out}")
@@ -101,7 +106,7 @@ def compare(
     drawn = _draw(runs, labels, beside)
     if drawn:
         print(f"samples  {beside}")
-    write_comparison(dict(zip(labels, runs, strict=True)), page, beside if drawn else None)
+    write_comparison(by_name, page, beside if drawn else None)
     print(f"page     {page}")
 
 

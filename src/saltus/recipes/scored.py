@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from saltus.report import Cell, Table, figure
 from saltus.samplers import prior
 from saltus.streams import Streams
 
-__all__ = ["Line", "Pass", "keep", "scored", "shown"]
+__all__ = ["Line", "Pass", "keep", "scored", "shown", "side_by_side"]
 
 LEAST = 20
 """Fewer images than these are not scored."""
+OF_A_RUN = ("weights", "sampler")
+"""Parts of a protocol in which runs that are compared differ."""
 FEW = 20
 """More classes than these are told by their mean and the worst."""
 
@@ -260,6 +262,42 @@ def shown(found: dict[str, Any], title: str) -> list[Table]:
     if any(line.per_class for line in lines):
         made.append(_by_class(lines))
     return made
+
+
+def side_by_side(runs: Mapping[str, Path]) -> list[Table]:
+    """What ``scores.json`` holds of several runs: a table for each protocol that two of them share.
+
+    Args:
+        runs: folders, by the names to show.
+    """
+    shared: dict[str, list[tuple[str, str, list[Line]]]] = {}
+    for label, run in runs.items():
+        path = run / SCORES
+        for one in read_json(path, "scores").get("scores", []) if path.is_file() else []:
+            try:
+                common = {name: text for name, text in one["protocol"].items() if name not in OF_A_RUN}
+                lines = [Line(**line) for line in one["lines"]]
+                kept = shared.setdefault(json.dumps(common), [])
+                kept.append((label, one["protocol"]["weights"], lines))
+            except (KeyError, TypeError, AttributeError) as wrong:
+                told = f"{path}: expected what saltus evaluate writes, got {wrong}; delete it"
+                raise ValueError(told) from wrong
+    tables = []
+    for protocol, kept in shared.items():
+        if len({label for label, _, _ in kept}) < 2:
+            continue
+        names = list(dict.fromkeys(n for *_, lines in kept for line in lines for n in line.figures))
+        entries = [(label, line) for label, _, lines in kept for line in lines if line.group != REAL]
+        entries += [("", line) for line in kept[0][2] if line.group == REAL]
+        rows: list[list[Cell]] = [
+            [label, m.label, *(_cell(m, n) for n in names), m.ms] for label, m in entries
+        ]
+        rules = frozenset(k for k in range(1, len(entries)) if entries[k][0] != entries[k - 1][0])
+        said = [f"{name}: {text}" for name, text in json.loads(protocol).items()]
+        note = "\n".join([*said, *(f"{label}: {weights}" for label, weights, _ in kept)])
+        heads = ("run", "sampler", *names, "ms a sample")
+        tables.append(Table(heads, rows, "scores", note, rules, frozenset({"sampler"})))
+    return tables
 
 
 def _by_class(lines: Sequence[Line]) -> Table:
