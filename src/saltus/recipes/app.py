@@ -7,6 +7,7 @@ one place that knows Gradio.
 from __future__ import annotations
 
 import base64
+import errno
 import html
 import io
 import os
@@ -33,7 +34,7 @@ from saltus.recipes.show import said
 from saltus.recipes.wishes import Wish
 from saltus.teachers.diffusers.student import DiffusersBackbone
 
-__all__ = ["app", "served"]
+__all__ = ["answering", "app", "easel_of", "served"]
 
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
@@ -86,21 +87,25 @@ def app(
         autoencoder: What decodes latents; by default that of the run.
         weights: Which of the weights that the run kept.
     """
-    easel = _easel(run, device, autoencoder, weights)
+    easel = easel_of(run, device, autoencoder, weights)
     with served(easel, host, port) as address:
         print(f"{easel.done.name} is at {address}; Ctrl-C ends it", flush=True)
-        if browser:
-            webbrowser.open(address)
         ended = threading.Event()
         try:
+            if browser:
+                webbrowser.open(address)
             while not ended.wait(1.0):
                 pass
         except KeyboardInterrupt:  # how a page is meant to end
             print()
 
 
-def _easel(run: Path, device: str, autoencoder: Path | None, weights: Choice) -> Easel:
-    """The run, opened."""
+def easel_of(run: Path, device: str, autoencoder: Path | None, weights: Choice) -> Easel:
+    """The run, opened on a device.
+
+    Raises:
+        ValueError: for a run that cannot be opened, or whose samples no picture shows.
+    """
     there = torch.cuda.is_available()
     where = {"auto": "cuda" if there else "cpu"}.get(device, device)
     if where != "cpu" and not there:
@@ -124,8 +129,8 @@ def served(easel: Easel, host: str = HOST, port: int | None = None) -> Iterator[
     Raises:
         ValueError: without Gradio, or for a place that is taken or not of this machine.
     """
-    gradio = _gradio()
     number = _free(host, port)
+    gradio = _gradio()
     for name in ("no_proxy", "NO_PROXY"):  # it asks its own page whether it is there: no proxy needs to know
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", host)))
     page = _page(gradio, easel)
@@ -167,7 +172,6 @@ def _free(host: str, port: int | None) -> int:
     """A port where nobody listens yet."""
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"port: expected a number from 1 to 65535, got {port}; 7860 is usual")
-    why = ""
     for number in PORTS if port is None else (port,):
         try:
             family, kind, _, _, place = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
@@ -176,9 +180,13 @@ def _free(host: str, port: int | None) -> int:
                 asked.bind(place)
             return number
         except OSError as wrong:
-            why = wrong.strerror or str(wrong)
-    named = f"{PORTS[0]} to {PORTS[-1]}" if port is None else str(port)
-    raise ValueError(f"port {named} of {host}: expected one that is free, got: {why}; choose another --port")
+            if wrong.errno != errno.EADDRINUSE or port is not None:
+                why = wrong.strerror or str(wrong)
+                raise ValueError(
+                    f"{host}, port {number}: expected a free place of this machine, got: {why}; choose "
+                    "another --port or --host"
+                ) from None
+    raise ValueError(f"port: expected one that is free from {PORTS[0]} to {PORTS[-1]}; choose another --port")
 
 
 def _page(gradio: Any, easel: Easel) -> Any:  # noqa: ANN401
@@ -193,7 +201,7 @@ def _page(gradio: Any, easel: Easel) -> Any:  # noqa: ANN401
                     other = gradio.Button("Next seed", elem_id="next", min_width=100)
             with gradio.Column(scale=4, min_width=320):
                 shown = gradio.HTML(_note("Choose, then press Draw."), elem_id="samples")
-        ask = {"fn": _answering(easel, list(asked)), "inputs": list(asked.values()), "outputs": shown}
+        ask = {"fn": answering(easel, list(asked)), "inputs": list(asked.values()), "outputs": shown}
         ask |= {"api_visibility": "private", "show_progress": "minimal"}
         draw.click(**ask)
         seed = asked["seed"]
@@ -235,19 +243,25 @@ def _controls(gradio: Any, easel: Easel) -> dict[str, Any]:  # noqa: ANN401
     return asked
 
 
-def _answering(easel: Easel, names: Sequence[str]) -> Callable[..., Iterator[str]]:
-    """What the button does: values in the order of ``names`` -> what is to be seen, more and more of it."""
+def answering(easel: Easel, names: Sequence[str]) -> Callable[..., Iterator[str]]:
+    """What the button does: values in the order of ``names`` -> what is to be seen, more and more of it.
+
+    Args:
+        easel: draws.
+        names: fields of a :class:`Wish`.
+    """
 
     def answer(*values: Any) -> Iterator[str]:  # noqa: ANN401
-        panels: list[Panel] = []
+        seen = ""
         try:
             wish = _wish(dict(zip(names, values, strict=True)))
             for panels in easel.draw(wish):
-                yield _shown(easel, wish, panels)
+                seen = _shown(easel, wish, panels)
+                yield seen
         except Exception as wrong:  # a page that says nothing waits for ever
             if os.environ.get("SALTUS_DEBUG"):
                 sys.excepthook(type(wrong), wrong, wrong.__traceback__)
-            yield _wrong(wrong)
+            yield _wrong(wrong) + seen
 
     return answer
 
@@ -281,8 +295,8 @@ def _note(text: str) -> str:
 def _shown(easel: Easel, wish: Wish, panels: Sequence[Panel]) -> str:
     """The pictures side by side, each with its number of steps and its time."""
     drawn = "".join(_figure(panel, wish) for panel in panels)
-    same = "the same noise at all steps" if easel.planar else "a sample has the same place in every picture"
-    facts = [f"seed {wish.seed}: {same}"]
+    same = ": the same noise at all steps" if easel.planar else ": a sample keeps its place in every picture"
+    facts = [f"seed {wish.seed}" + same * (len(wish.steps) > 1)]
     if easel.names() and wish.label is None and wish.prompt is None:
         what = "class" if easel.prompts is None else "prompt"
         facts.append(f"one {what} after another" + ("" if easel.planar else ", row by row"))
