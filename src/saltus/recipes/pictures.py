@@ -17,7 +17,7 @@ from saltus.recipes.pictured import Bringing, Pictures, loading_of, opened, pict
 
 __all__ = ["RECIPE", "pictures"]
 
-RECIPE = "your own pictures: --data FOLDER, or .zip, .parquet, .npy (an hour for small ones)"
+RECIPE = "your own pictures: --data FOLDER, or .zip, .parquet, .npy (a dry run says how long)"
 
 DEFAULT = Training(steps=20_000, batch=128, lr=5e-4, ema=(0.9995,))
 
