@@ -230,6 +230,9 @@ def test_a_run_without_snapshots_says_how_to_get_them(capsys: pytest.CaptureFixt
     assert not Path("plain/averages").exists()
     assert main(["sample", "plain", "--sigma-rel", "0.1"]) == 2
     assert "train with --power-ema 0.05 0.1" in capsys.readouterr().err
+    assert main(["ema", "plain"]) == 0  # it was asked what there is, and says so
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "ema 0.999, raw" in lines[0] and "trained with --power-ema" in lines[1]
 
 
 def header(path: Path, old: str, new: str) -> None:

@@ -173,7 +173,12 @@ def _list(run: Path) -> None:
     path = weights_of(run)
     known = known_weights(read_header(path).meta, path)
     print(f"in {path}: {', '.join(said(name, facts) for name, facts in known.items())}")
-    stored = stored_in(snapshot_files(path.parent))
+    try:
+        files = snapshot_files(path.parent)
+    except ValueError:
+        print("stored never: other averages are formed of runs that were trained with --power-ema 0.05 0.1")
+        return
+    stored = stored_in(files)
     last = max(step for _, step in stored)
     times = len({step for _, step in stored})
     widths = sorted({width for width, _ in stored})
