@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from saltus.autodiff import derivative
 from saltus.recipes.averages import averages
-from saltus.recipes.estimate import measured
+from saltus.recipes.pace import measured
 from saltus.recipes.exhausted import LOADED, explained
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.memory import SAVED, footprint, growth
@@ -37,13 +37,15 @@ from saltus.training.memory import (
 CPU = torch.device("cpu")
 TRAININGS = (
     "mixture-psd --backbone mlp --batch 512 --accumulate 2",
-    "digits-mean_flow --size tiny --batch 128 --optimizer muon --ema 0.9 0.99",
     "digits-lsd --size tiny --batch 128",
-    "digits-lsd --backbone dit --size tiny --batch 8",
-    "digits-lsd --backbone unet --size tiny --batch 8",
-    "digits-consistency_training --backbone unet --size tiny --batch 8",
     "digits-freeflow --size tiny --batch 64",
-    "mixture-progressive --backbone mlp --batch 256 --steps 8",
+    pytest.param(
+        "digits-mean_flow --size tiny --batch 128 --optimizer muon --ema 0.9 0.99", marks=pytest.mark.all
+    ),
+    pytest.param("digits-lsd --backbone dit --size tiny --batch 8", marks=pytest.mark.all),
+    pytest.param("digits-lsd --backbone unet --size tiny --batch 8", marks=pytest.mark.all),
+    pytest.param("digits-consistency_training --backbone unet --size tiny --batch 8", marks=pytest.mark.all),
+    pytest.param("mixture-progressive --backbone mlp --batch 256 --steps 8", marks=pytest.mark.all),
 )
 
 
@@ -115,6 +117,7 @@ def test_copies_without_memory_share_one_mode() -> None:
     assert copy.weight.fake_mode is net.weight.fake_mode
 
 
+@pytest.mark.all
 def test_counting_takes_no_memory() -> None:
     made = asked("digits-lsd --backbone dit --size base --batch 256")
     footprint(asked("digits-lsd --backbone dit --size tiny --batch 4"))  # what is loaded at first use
@@ -128,7 +131,10 @@ def test_counting_takes_no_memory() -> None:
     assert memory_peak(CPU) - before < counted / 20
 
 
-@pytest.mark.parametrize("line", ["digits-lsd --size tiny", "digits-mean_flow --size tiny"])
+@pytest.mark.parametrize(
+    "line",
+    ["digits-lsd --size tiny", pytest.param("digits-mean_flow --size tiny", marks=pytest.mark.all)],
+)
 def test_memory_is_affine_in_the_rows(line: str) -> None:
     """Two counts of rows foretell another, within what the random split of the rows leaves open."""
     made = asked(line, "--batch", "512")
@@ -189,6 +195,7 @@ def test_what_a_lack_of_memory_looks_like(error: BaseException, yes: bool) -> No
     assert is_out_of_memory(error) is yes
 
 
+@pytest.mark.all
 def test_explanation_does_the_arithmetic() -> None:
     made = asked("mixture-lsd --backbone mlp --batch 4096")
     grown = growth(made)

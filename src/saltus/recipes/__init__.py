@@ -60,7 +60,7 @@ def discover() -> dict[str, Recipe]:
     """Every recipe by name, in alphabetical order.
 
     >>> sorted(discover())
-    ['checkerboard', 'digits', 'gaussian', 'images', 'latents', 'mixture', 'pictures']
+    ['checkerboard', 'cifar10', 'digits', 'gaussian', 'images', 'latents', 'mixture', 'pictures']
     """
     found = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda i: i.name):

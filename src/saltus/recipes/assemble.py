@@ -15,6 +15,7 @@ from saltus.recipes.optimisation import check_training
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.parts import dropout_role, guides, interpolant_of
 from saltus.recipes.system import System
+from saltus.recipes.teacher import open_start
 from saltus.recipes.watch import check_output
 
 __all__ = ["assemble", "check"]
@@ -123,7 +124,16 @@ def assemble(
         patch=network.patch,
         positions=network.positions,
     )
+    start = None
+    if network.start is not None:
+        if not exact:
+            raise ValueError(
+                f"start {network.start}: {found.name} starts with its teacher's weights; drop --start, or "
+                f"make it the teacher: saltus distill {network.start} --method {found.name}"
+            )
+        start = open_start(network.start, spec, interpolant_of(found, plain))
     resolved = {**asdict(network), "parametrisation": parametrisation}
+    resolved["start"] = None if start is None else str(start.place)
     own = {**own, "plain": plain}
     first = None
     if not exact and lesson is not None:
@@ -146,7 +156,7 @@ def assemble(
             own=own,
             dropout=dropout,
             first=first,
+            start=start,
             arguments=arguments or {},
         )
     )
-

@@ -1,7 +1,7 @@
 """``saltus estimate``: how much memory and time a run would take.
 
 Memory is counted without allocating it (:mod:`saltus.recipes.memory`); time is measured over a few steps on
-this machine, at two numbers of rows, t = a + b rows.
+this machine (:mod:`saltus.recipes.pace`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import argparse
 import gc
 import re
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import dataclass
 
-from saltus.recipes.averages import averages
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.memory import PARTS, Growth, growth, size
 from saltus.recipes.options import HELP
+from saltus.recipes.pace import Pace, measured
 from saltus.recipes.resolve import experiment
 from saltus.recipes.run import clock
 from saltus.report import Table
 from saltus.training.memory import forget_peak, free_memory, memory_now, memory_peak, on_cuda, unallocated
 
-__all__ = ["Estimate", "Pace", "estimate", "estimated"]
+__all__ = ["Estimate", "estimate", "estimated"]
 
 USAGE = """\
 usage: saltus estimate RECIPE [--options] [--devices N] [--memory SIZE]
@@ -43,29 +41,8 @@ examples:
 """
 
 _UNITS = {"": 1, "k": 1, "m": 2, "g": 3, "t": 4}
-_SECONDS = 2.0  # of steps that are timed at each number of rows
-_PATIENCE = 20.0  # seconds that the first step at all rows may take to be tried
 _TINY = 2**16  # bytes below which a part is not listed
 _SPARE = 0.9  # the part of the free memory that a batch may fill
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The time of a step on one device of this machine.
-
-    Attributes:
-        fixed: seconds a pass, whatever its rows.
-        row: seconds more for each row.
-        measured: the numbers of rows at which it was measured.
-    """
-
-    fixed: float
-    row: float
-    measured: tuple[int, ...]
-
-    def __call__(self, rows: int, passes: int = 1) -> float:
-        """Seconds of a step of so many passes of so many rows."""
-        return passes * (self.fixed + self.row * rows)
 
 
 @dataclass(frozen=True)
@@ -148,54 +125,6 @@ def estimated(made: Experiment, devices: int = 1) -> Estimate:
         return Estimate(grown, 0, pace)
     tensors = round(alone.at(max(pace.measured)))
     return Estimate(grown, max(0, memory_peak(device) - tensors - counting), pace)
-
-
-def measured(made: Experiment, rows: int) -> Pace:
-    """The pace of real steps of at most ``rows`` rows at once, in the first stage if there are several."""
-    small = max(1, rows // 4)
-    run = _Steps(made.under(made.first.model()) if made.first is not None else made)
-    few = run.seconds(small)
-    if small == rows:
-        return Pace(0.0, few / rows, (rows,))
-    if few * rows / small > _PATIENCE:  # so many rows would take too long only to be timed
-        rows, small = small, max(1, small // 4)
-        few, many = run.seconds(small), few
-    else:
-        many = run.seconds(rows)
-        few = min(few, run.seconds(small))
-    slope = max(0.0, (many - few) / max(rows - small, 1))
-    return Pace(max(0.0, many - slope * rows), slope, (small, rows))
-
-
-class _Steps:
-    """Real steps of a training, to be timed."""
-
-    def __init__(self, made: Experiment) -> None:
-        self.made = made
-        self.student = made.model()
-        self.kept = list(averages(made.training, self.student).values())
-
-    def seconds(self, rows: int) -> float:
-        """The median time of a step of so many rows."""
-        t = self.made.training
-        machine = replace(t.machine, accumulate=1)
-        steps = replace(self.made, training=replace(t, batch=rows, steps=10**9, machine=machine)).fit(
-            self.student
-        )
-
-        def step() -> float:
-            begin = time.perf_counter()
-            done = next(steps)
-            for average in self.kept:
-                average.update()
-            done.fetch()  # waits for the device
-            return time.perf_counter() - begin
-
-        first = step()
-        times = [step()]
-        while sum(times) < _SECONDS and len(times) < 100 and first + sum(times) < _PATIENCE:
-            times.append(step())
-        return median(times)
 
 
 def _show(made: Experiment, devices: int, memory: int | None) -> float:

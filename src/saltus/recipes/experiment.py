@@ -62,6 +62,7 @@ class Experiment:
         teacher: a finished run that teaches; None leaves it to the system's exact velocity.
         first: trains the teacher, in a folder of this run's, where neither is there.
         inherits: whether the student starts from the teacher's weights if it can.
+        start: a finished run, no teacher, whose weights the student starts with.
         processes: that train; None joins those that torchrun started.
         arguments: of the method, where the recipe's are not its defaults.
     """
@@ -81,6 +82,7 @@ class Experiment:
     teacher: TeacherRun | None = None
     first: Experiment | None = None
     inherits: bool = True
+    start: TeacherRun | None = None
     processes: World | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
 
@@ -163,6 +165,8 @@ class Experiment:
                 self.teacher.start(made)
             elif self.teacher is not None:
                 self.teacher.tell(made)
+            if self.start is not None:
+                self.start.hand_on(made)
             return made
 
         if self.teacher is not None and self.spec.shares:  # before anything is made of its weights
@@ -268,7 +272,9 @@ class Experiment:
 
     def _files(self) -> dict[str, Path]:
         """The files that it learns from, by what they are to it."""
-        files: dict[str, Path] = {}
+        files: dict[str, Path] = (
+            {} if self.start is None else {"weights to start with": self.start.run.weights}
+        )
         if self.teacher is not None and self.first is None:
             files |= self.teacher.files
             said = {name: self.own.get(name) for name in ("data", "labels")}

@@ -49,6 +49,8 @@ class Network:
     """dit: a learned vector for each place, or rotary; None is learned."""
     parametrisation: Parametrisation | None = None
     """What its output means; None takes what the method asks for."""
+    start: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """A run with a like network, whose weights it starts with; None starts at random."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-import time
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +21,15 @@ from saltus.recipes.memory import footprint, summary
 from saltus.recipes.occupied import goes_on
 from saltus.recipes.optimisation import planned
 from saltus.recipes.options import HELP
+from saltus.recipes.pace import measured
 from saltus.recipes.resolve import experiment
 from saltus.training import Checkpoints
+from saltus.training.memory import free_memory
 
 __all__ = ["carry_out", "clock", "preview", "run"]
+
+SPARE = 0.9
+"""The part of the free memory that steps which are only timed may take."""
 
 USAGE = """\
 usage: saltus run RECIPE [--options]
@@ -92,13 +96,13 @@ def _preview(made: Experiment) -> float:
     """Print the parts of one training; the seconds that it would take here."""
     student = made.model()
     steps = made.fit(student)
-    plan = planned(made.training, steps)  # before the first step sets the rates
-    next(steps)
-    begin = time.perf_counter()
-    rounds = min(5, made.training.steps - 1)
-    for _ in range(rounds):
-        next(steps)
-    each = (time.perf_counter() - begin) / max(rounds, 1)
+    plan, precision = planned(made.training, steps), steps.players[0].precision.value
+    del steps
+    memory, room = footprint(made), free_memory(made.world.device)
+    share = 1.0 if room is None else min(1.0, SPARE * room / memory.total)
+    pace = measured(made, max(1, int(share * memory.rows)))
+    accumulate = made.training.machine.accumulate
+    each = pace(memory.rows, accumulate)
     cost = made.method.card.cost.evaluations
     spec = made.spec
     size = f"{parameter_count(student):,} parameters"
@@ -115,12 +119,14 @@ def _preview(made: Experiment) -> float:
         print(f"  data         {'none is read' if made.data_free else given}")
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
     print(f"  steps        {rows}, {cost:g} network evaluations a row")
-    for what, how in [*plan, ("memory", summary(footprint(made)))]:
+    for what, how in [*plan, ("memory", summary(memory))]:
         first, *more = textwrap.wrap(how, 64)
         print(f"  {what:<12} {first}", *more, sep=f"\n{17 * ' '}")
-    print(f"  precision    {steps.players[0].precision.value}, {counted(torch.get_num_threads(), 'thread')}")
+    print(f"  precision    {precision}, {counted(torch.get_num_threads(), 'thread')}")
     whole = each * made.training.steps
-    print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, measured now)")
+    most = max(pace.measured)
+    how = "measured now" if most == memory.rows else f"from {counted(most, 'row')}, measured now"
+    print(f"  time         about {clock(whole)} here ({1e3 * each:.1f} ms a step, {how})")
     return whole
 
 

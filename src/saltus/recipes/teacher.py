@@ -26,7 +26,7 @@ from saltus.tensors import full_like_rows, like
 from saltus.training import World, shard
 from saltus.typing import Batch, Condition, Velocity
 
-__all__ = ["Interval", "TeacherRun", "guided_between", "has_velocity", "open_teacher"]
+__all__ = ["Interval", "TeacherRun", "guided_between", "has_velocity", "open_start", "open_teacher"]
 
 SOLVED = 64
 """Heun steps of the ODE that says where a teacher sends noise."""
@@ -92,6 +92,14 @@ class TeacherRun:
         """Give the student the teacher's weights, so that u_{s,t} = b_s."""
         from_teacher(student, self.run.model)
 
+    def hand_on(self, student: NetworkMap) -> None:
+        """Give a student of the same kind its weights: those of a map as they are, those of a velocity so
+        that u_{s,t} = b_s."""
+        if self.run.method.card.sampler is Sampler.ODE:
+            self.start(student)
+        else:
+            student.load_state_dict(self.run.model.state_dict())
+
     def tell(self, student: NetworkMap) -> None:
         """Tell a student that starts at random the texts that labels stand for, if they stand for any."""
         mine, theirs = self.run.model.backbone, student.backbone
@@ -142,6 +150,25 @@ def open_teacher(place: Path) -> TeacherRun:
             f"jumps alone; train a teacher with saltus run {run.recipe}-flow_matching"
         )
     return TeacherRun(run, place.resolve())
+
+
+def open_start(place: Path, spec: ModelSpec, onto: Interpolant) -> TeacherRun:
+    """The run whose weights a network of this description starts with, on this path; or a ValueError."""
+    found = TeacherRun(open_run(place), place.resolve())
+    run = found.run
+    velocity = run.method.card.sampler is Sampler.ODE
+    theirs, wanted = run.spec.plain(), spec.plain()
+    free = {"classes", "heads", "guidance"} if velocity else set()
+    unlike = [name for name in wanted if name not in free and theirs[name] != wanted[name]]
+    if unlike:
+        told = "; ".join(f"{name} {theirs[name]} in place of {wanted[name]}" for name in unlike)
+        raise ValueError(f"start {place}: expected a run with the same network, got {told}; give its options")
+    if run.interpolant != onto:
+        raise ValueError(
+            f"start {place}: expected a run on the path {onto}, which this method trains on, got one of "
+            f"{run.name} on {run.interpolant}; choose another method, or start at random"
+        )
+    return found
 
 
 def guided_between(cond: Condition | None, interval: tuple[float, float] | None) -> Condition | None:
