@@ -35,6 +35,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("models")
     save_pipeline("DiT", folder / "dit")
     save_pipeline("SD1.5", folder / "sd")
+    lcm = shutil.copytree(folder / "sd", folder / "lcm") / "scheduler" / "scheduler_config.json"
+    lcm.write_text(lcm.read_text().replace("DDIMScheduler", "LCMScheduler"))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
     yield folder
 
@@ -142,6 +144,7 @@ MISTAKES = {
     "no rank": (["dit", "--lora", "0"], "expected a rank of at least 1, got 0"),
     "another network": (["dit", "--backbone", "mlp"], "drop --backbone"),
     "a second head": (["dit", "--method", "improved_mean_flow"], "improved_mean_flow"),
+    "a consistency model": (["lcm", "--prompts", "prompts.txt"], "got a consistency model by its scheduler"),
     "no data": (["dit", "--method", "lmd"], "it needs data beside the teacher"),
 }
 

@@ -35,6 +35,7 @@ from tiny_models import save_pipeline  # noqa: E402
 
 TEXTS = ["a cat", "a dog"]
 STUDENTS = {"DiT": "DiT", "SD1.5": "SD1.5", "LoRA": "SD1.5", "SD3": "SD3", "Flux": "Flux", "Sana": "Sana"}
+STUDENTS |= {"SDXL": "SDXL", "PixArt": "PixArt"}
 """Name of a folder -> the family of its teacher."""
 STEPS = (1, 2, 4)
 
@@ -186,6 +187,36 @@ def test_a_base_that_is_gone_is_told(
     finally:
         away.rename(base)
     assert "put it back" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["x", "--to", "diffusers"], ["x.pt2"]], ids=["diffusers", "torch"])
+def test_a_network_of_saltus_that_takes_texts_is_a_weights_file(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec(shape=(4, 8, 8), backbone="dit", size="tiny", tokens=6, pooled=3)
+    path = made(tmp_path / "texts.safetensors", "lsd", spec)
+    assert main(["export", str(path), str(tmp_path / words[0]), *words[1:]]) == 2
+    told = capsys.readouterr().err
+    assert "export it as .safetensors" in told and "Traceback" not in told
+    assert [p.name for p in tmp_path.iterdir()] == ["texts.safetensors"]
+    assert main(["export", str(path), str(tmp_path / "again.safetensors")]) == 0
+
+
+NO_ADAPTERS = {
+    "all weights": ("SD1.5", [], "expected a student with adapters"),
+    "a strength": ("LoRA", ["--w", "2"], "learned no guidance: drop --w"),
+    "diffusers": ("LoRA", ["--to", "diffusers", "--w", "2"], "expected it with --to lora"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ADAPTERS)
+def test_adapters_that_cannot_be_written(
+    place: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, words, said = NO_ADAPTERS[case]
+    command = ["export", str(place / f"{name}.safetensors"), str(tmp_path / "out"), "--to", "lora", *words]
+    assert main(command) == 2
+    assert said in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_a_student_is_no_program(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from saltus.teachers.diffusers import DiffusersModel, family_of, path_of
 from saltus.teachers.diffusers.lora import ADAPTERS, SECOND_TIME, AdaptedBackbone, LoRA, save_lora
 from saltus.teachers.diffusers.student import DiffusersBackbone
 from saltus.training import EMA, fit
-from saltus.typing import Batch
+from saltus.typing import Batch, Condition
 
 NAMES = ("DiT", "SD1.5", "SD3", "Flux", "Sana")
 RANK = 2
@@ -131,6 +131,28 @@ def test_files_load_with_diffusers_own_loader(name: str, tmp_path: Path) -> None
     second = load_file(tmp_path / SECOND_TIME)
     backbone.gap.load_state_dict(second)
     assert not any("gap" in n for n in load_file(tmp_path / ADAPTERS))
+
+
+@pytest.mark.parametrize("name", ["SD1.5", "SDXL", "SD3", "Flux", "Sana"])
+def test_adapters_for_one_jump(name: str, tmp_path: Path) -> None:
+    """What diffusers makes of them at t = 0 is u_{0,1} of the student, whose alpha is not its rank."""
+    model = opened(name)
+    backbone = AdaptedBackbone(model, lora=LoRA(RANK, 3.0 * RANK), guidance=True)
+    for seed, p in enumerate(backbone.parameters()):
+        nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(seed))
+    save_lora(backbone, tmp_path, jump=True, w=2.5)
+    pipe = pipeline(name)
+    part = "unet" if name.startswith("SD1") or name == "SDXL" else "transformer"
+    vars(pipe)[part].load_state_dict(model.module.state_dict())
+    pipe.load_lora_weights(tmp_path)
+    cond, x, zero = condition(name), noise(name), torch.zeros(2)
+    guided = replace(cond or Condition(), w=zero + 2.5)
+    with torch.no_grad():
+        wanted, still = (backbone(x, zero, t, guided).u for t in (zero + 1.0, zero))
+        found = replace(model, module=vars(pipe)[part]).velocity()(x, zero, cond)
+    size = float(wanted.abs().max())
+    assert float((found - wanted).abs().max()) <= 1e-5 * size
+    assert float((still - wanted).abs().max()) > 1e-3 * size
 
 
 def test_alpha_is_a_factor_and_is_in_the_file(tmp_path: Path) -> None:

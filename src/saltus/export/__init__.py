@@ -6,5 +6,6 @@ from 1000 (noise) to 0 (data) and of velocities towards noise.
 
 from saltus.export.card import Story
 from saltus.export.folder import check_folder, write_folder
+from saltus.export.lora import write_lora
 
-__all__ = ["Story", "check_folder", "write_folder"]
+__all__ = ["Story", "check_folder", "write_folder", "write_lora"]

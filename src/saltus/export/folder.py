@@ -97,8 +97,8 @@ def is_own(folder: Path) -> bool:
     )
 
 
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Raise a ValueError unless a folder may be written to ``out``."""
+def check_folder(out: Path, overwrite: bool, mark: str = INDEX) -> None:
+    """Raise a ValueError unless a folder may be written to ``out``; one with a file ``mark`` was exported."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out {out}: expected a folder, got a file; choose another name")
     if not out.resolve().parent.is_dir():
@@ -107,9 +107,9 @@ def check_folder(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"out {out}: expected an empty folder, got one with files in it; give --overwrite")
-    if not (out / INDEX).is_file():
+    if not (out / mark).is_file():
         raise ValueError(
-            f"out {out}: --overwrite replaces an exported folder, but there is no {INDEX} in this one; "
+            f"out {out}: --overwrite replaces an exported folder, but there is no {mark} in this one; "
             "choose another name"
         )
 
@@ -165,13 +165,18 @@ def write_folder(
         Its size in bytes.
 
     Raises:
-        ValueError: for a map of anything but images [C, H, W], an interpolant of the user's own, or a folder
-            that must not be replaced.
+        ValueError: for a map of anything but images [C, H, W], a network of saltus that takes texts, an
+            interpolant of the user's own, or a folder that must not be replaced.
     """
     if len(story.shape) != 3:
         raise ValueError(
             f"{story.name}: expected a map of images (C, H, W) for a pipeline of diffusers, got shape "
             f"{story.shape}; export it as .safetensors, or --to torch"
+        )
+    if spec.get("tokens") is not None:
+        raise ValueError(
+            f"{story.name}: expected a network of classes, of no condition, or of diffusers, got one of "
+            "saltus that takes texts, whose encoder it does not know; export it as .safetensors"
         )
     if type(interpolant) not in INTERPOLANTS:
         raise ValueError(

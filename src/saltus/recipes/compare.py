@@ -15,6 +15,7 @@ from tyro import conf
 from saltus.methods import Sampler
 from saltus.page import write_comparison
 from saltus.plots import Row, Series, check_matplotlib, density, lines, rows
+from saltus.recipes.decoded import decoder_of
 from saltus.recipes.evaluate import OWN, SOLVER, Measured, samplers
 from saltus.recipes.execute import record
 from saltus.recipes.finished import again, check_out
@@ -176,7 +177,7 @@ class Shown:
 
 @torch.no_grad()
 def _samples(run: Path, label: str) -> Shown:
-    """Samples of a run by its own sampler, and by the ODE of one that has no other."""
+    """Samples of a run by its own sampler, and by the ODE of one that has no other; latents are decoded."""
     done = open_run(run)
     n, classes, sampler = shown(done.spec.shape), done.spec.classes, done.method.card.sampler
     cond = asked(None if classes is None else torch.arange(n) % classes)
@@ -184,7 +185,9 @@ def _samples(run: Path, label: str) -> Shown:
     x0 = prior(rng, done.spec.shape, done.interpolant)
     ways = samplers(done.model, done.method.card, x0, cond, rng, done.interpolant, FEW)
     kept = [way for way in ways if way.group == OWN or (sampler is Sampler.ODE and way.group == SOLVER)]
-    return Shown(label, [(way.label, way.steps, way.sample()) for way in kept])
+    decode = decoder_of(done.meta)
+    drawn = ((way.label, way.steps, way.sample()) for way in kept)
+    return Shown(label, [(words, k, x if decode is None else decode(x)) for words, k, x in drawn])
 
 
 def _draw(runs: Sequence[Path], labels: Sequence[str], path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro import conf
 
 from saltus import __version__
-from saltus.export import check_folder, write_folder
+from saltus.export import check_folder, write_folder, write_lora
 from saltus.recipes.averages import EVALUATED, RAW, Choice, known_weights, said, snapshot_files
 from saltus.recipes.decoded import decoder_of
 from saltus.recipes.finished import RunPath, check_out
@@ -23,7 +23,7 @@ __all__ = ["ema", "export", "write"]
 SUFFIX, PROGRAM, GRAPH = Path(WEIGHTS).suffix, ".pt2", ".onnx"
 KINDS = {SUFFIX: "safetensors", PROGRAM: "torch", GRAPH: "onnx"}
 """What a name says of what is to be written."""
-FOLDERS = ("diffusers",)
+FOLDERS = ("diffusers", "lora")
 LINKED = {"copy": False, "link": True}
 WIDTHS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.13, 0.16, 0.2, 0.25)
 """Widths of which ``saltus ema`` says whether they can be formed."""
@@ -37,16 +37,18 @@ def export(
     run: conf.Positional[RunPath],
     out: conf.Positional[OutPath],
     *,
-    to: Literal["safetensors", "diffusers", "torch", "onnx"] | None = None,
+    to: Literal["safetensors", "diffusers", "lora", "torch", "onnx"] | None = None,
     overwrite: bool = False,
     parts: Literal["copy", "link"] = "copy",
+    w: float | None = None,
     weights: Choice = Choice(),
 ) -> None:
     """Write one set of a run's weights, with what it takes to use them, for saltus or for other programs.
 
     safetensors: a file that saltus.load, saltus sample and saltus distill take in place of the run folder.
     diffusers: a folder that DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True) loads where
-    there is no saltus. torch: a .pt2 file with one jump (x, s, t) -> X_{s,t}(x) for torch.export.load; onnx:
+    there is no saltus. lora: a folder with the adapters of a student for one jump, which load_lora_weights of
+    a pipeline takes. torch: a .pt2 file with one jump (x, s, t) -> X_{s,t}(x) for torch.export.load; onnx:
     the same for ONNX Runtime. Of a run that is not finished the weights are those of its newest checkpoint.
 
     examples:
@@ -54,6 +56,7 @@ def export(
       saltus export runs/digits-lsd last.safetensors --raw
       saltus export runs/digits-lsd digits-lsd --to diffusers
       saltus export runs/digits-lsd jump.pt2
+      saltus export runs/stable-diffusion-v1-5-freeflow adapters --to lora --w 5
 
     Args:
         run: Run folder, or a weights file.
@@ -61,6 +64,7 @@ def export(
         to: What to write; a name that ends in .safetensors, .pt2 or .onnx says it, too.
         overwrite: Replace a folder that was exported before.
         parts: Whether a folder holds copies of the autoencoder and the text encoders, or links to them.
+        w: lora: The strength of guidance of the jump, for students that learned several.
         weights: Which of the weights that the run kept.
     """
     kind = KINDS.get(out.suffix, "safetensors") if to is None else to
@@ -68,11 +72,14 @@ def export(
     writers: dict[str, Callable[[], None]] = {
         "safetensors": lambda: write(done, out),
         "diffusers": lambda: _write_pipeline(done, run, weights, out, overwrite, LINKED[parts]),
+        "lora": lambda: _write_adapters(done, run, weights, out, overwrite, w),
         "torch": lambda: _write_program(done, out, PROGRAM),
         "onnx": lambda: _write_program(done, out, GRAPH),
     }
     if overwrite and kind not in FOLDERS:
-        raise ValueError("overwrite: expected it with --to diffusers; a file is replaced in any case")
+        raise ValueError("overwrite: expected it with --to diffusers or lora; a file is replaced in any case")
+    if w is not None and kind != "lora":
+        raise ValueError(f"w {w:g}: expected it with --to lora; elsewhere the strength stays an input")
     writers[kind]()
 
 
@@ -139,15 +146,31 @@ def _write_pipeline(
     print(f"load     DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)")
 
 
+def _write_adapters(
+    done: Finished, run: Path, choice: Choice, out: Path, overwrite: bool, w: float | None
+) -> None:
+    """The folder for load_lora_weights."""
+    base = (done.spec.foreign or {}).get("base")
+    place = None if base is None else Path(base["folder"])
+    size = write_lora(out, done.model.backbone, story_of(done, run, choice), place, w, overwrite)
+    print(f"adapters {out}: {done.name}, {done.which}{early(done)}, {size / 1e6:.3g} MB")
+    print(f"load     pipe.load_lora_weights({str(out)!r}), and see {out / 'README.md'}")
+
+
 def _write_program(done: Finished, out: Path, suffix: str) -> None:
     """One jump for torch.export.load, or for ONNX Runtime."""
     from saltus.export.program import Jump, save_onnx, save_program
 
     check_out(out, (suffix,))
-    if done.spec.foreign is not None or done.spec.tokens is not None:
+    if done.spec.foreign is not None:
         raise ValueError(
-            f"{done.name}: expected a network of classes or of none, got one that takes texts or is one of "
-            "diffusers; export it --to diffusers"
+            f"{done.name}: expected a network of saltus, got a student of a diffusers model; export it --to "
+            "diffusers"
+        )
+    if done.spec.tokens is not None:
+        raise ValueError(
+            f"{done.name}: expected a network of classes or of no condition, got one that takes texts; "
+            "export it as .safetensors"
         )
     jump = Jump(done.model, done.spec.classes is not None, done.spec.guidance)
     facts = {

@@ -100,10 +100,18 @@ def foreign_teacher(place: Path, prompts: Path | None = None, kept: Path | None 
         kept: the folder of a run that may have these texts as embeddings already.
 
     Raises:
-        ValueError: for a folder that cannot be opened, or prompts that are missing or not wanted.
+        ValueError: for a folder that cannot be opened, a consistency model, which has no velocity, or prompts
+            that are missing or not wanted.
     """
     place = place.resolve()
     model, backbone = opened(place)
+    if model.path.endpoint:
+        raise ValueError(
+            f"teacher {place}: expected a model whose answers are means or velocities, got a consistency "
+            f"model by its scheduler, {model.path.config['_class_name']}, whose answers are ends of jumps; "
+            "distil the model that it was made of, or put that model's own scheduler back if only the "
+            "scheduler was exchanged"
+        )
     foreign = described(model)
     textual = "tokens" in model.family.takes
     if textual is (prompts is None):

@@ -11,7 +11,9 @@ is in.
 
 :func:`save_lora` writes A and B as diffusers reads them (``pipeline.load_lora_weights``). Such a file has no
 place for the second time, which is written beside it; what diffusers makes of the adapters alone is u_{t,t},
-the velocity. Jumps need the second time too.
+the velocity. But for one jump, from noise to data, the network is asked at one time only: there the second
+time is a constant c, and where h is what the last layer of the time's embedding gets, an adapter of rank one
+of that layer, c h^T / |h|^2, adds just that. So adapters for one jump are ordinary ones.
 
 References:
     Hu et al., "LoRA: low-rank adaptation of large language models", 2021, arXiv 2106.09685.
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 from saltus.interpolants import Interpolant, Linear
 from saltus.teachers.diffusers.opened import DiffusersModel
 from saltus.teachers.diffusers.student import DiffusersBackbone, actually, plainly
+from saltus.typing import Condition
 
 __all__ = ["ADAPTERS", "SECOND_TIME", "AdaptedBackbone", "LoRA", "save_lora"]
 
@@ -171,12 +174,17 @@ def adapters(backbone: AdaptedBackbone) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def save_lora(backbone: AdaptedBackbone, folder: File) -> list[File]:
+def save_lora(
+    backbone: AdaptedBackbone, folder: File, jump: bool = False, w: float | None = None
+) -> list[File]:
     """Write the adapters as diffusers reads them, and the second time beside them.
 
     Args:
         backbone: of a student.
         folder: is there; files of these names in it are replaced.
+        jump: make the adapters those of one jump from t = 0 to t = 1, u_{0,1} where the network is asked for
+            u_{0,0}; at other times they are of no use. Else they give u_{t,t}.
+        w: the strength of guidance of that jump, for students that learned it; None is 1.
 
     Returns:
         The two files.
@@ -187,8 +195,13 @@ def save_lora(backbone: AdaptedBackbone, folder: File) -> list[File]:
     prefix = "unet" if type(backbone.module).__name__.startswith("UNet") else "transformer"
     config = backbone.module.peft_config[_NAME].to_dict()  # type: ignore[union-attr,index,operator]
     plain = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    weights = adapters(backbone)
+    if jump:
+        more = _of_one_jump(backbone, w)
+        weights |= {f"{name}.{end}.weight": value for name, of in more.items() for end, value in of.items()}
+        plain["target_modules"] = sorted([*plain["target_modules"], *more])
     LoraBaseMixin.write_lora_layers(
-        {f"{prefix}.{name}": value for name, value in adapters(backbone).items()},
+        {f"{prefix}.{name}": value for name, value in weights.items()},
         str(folder),
         is_main_process=True,
         weight_name=ADAPTERS,
@@ -200,3 +213,40 @@ def save_lora(backbone: AdaptedBackbone, folder: File) -> list[File]:
     says = {"path": type(backbone.onto).__name__, "about": "g(t - s), added to what embeds the time"}
     save_file(second, str(folder / SECOND_TIME), says)
     return [folder / ADAPTERS, folder / SECOND_TIME]
+
+
+@torch.no_grad()
+def _of_one_jump(backbone: AdaptedBackbone, w: float | None) -> dict[str, dict[str, Tensor]]:
+    """By the names of the layers that embed the time, A and B that add the second time of a jump from t = 0
+    to t = 1 there."""
+    like = backbone.gap.first.weight
+    one = like.new_ones(1)
+    added = backbone.gap(one, None if w is None else w * one)[0]
+    seen: dict[str, Tensor] = {}
+    hooks = []
+    for name in backbone.model.family.embeddings(backbone.module):
+        last: Any = backbone.module.get_submodule(name)
+        if last.post_act is not None or not isinstance(last.linear_2, nn.Linear):
+            raise ValueError(
+                f"lora: expected a time embedding that ends in a plain layer, got one of a "
+                f"{type(backbone.module).__name__} that does not; export the student --to diffusers"
+            )
+
+        def look(layer: nn.Module, given: tuple[Tensor], name: str = f"{name}.linear_2") -> None:
+            seen[name] = given[0][0]
+
+        hooks.append(last.linear_2.register_forward_pre_hook(look))
+    x = like.new_zeros(1, *backbone.model.shape)
+    try:
+        backbone(x, 0.0 * one, one, Condition(w=None))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    factor = backbone.lora.rank / (backbone.lora.alpha or backbone.lora.rank)
+    found = {}
+    for name, h in seen.items():
+        a, b = h.new_zeros(backbone.lora.rank, len(h)), h.new_zeros(len(added), backbone.lora.rank)
+        a[0] = h / h.norm()
+        b[:, 0] = factor * added.to(h) / h.norm()
+        found[name] = {"lora_A": a.cpu(), "lora_B": b.cpu()}
+    return found
