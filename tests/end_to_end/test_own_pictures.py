@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from saltus.cli import main
+from saltus.recipes.app import easel_of
+from saltus.recipes.averages import Choice
 
 RNG = np.random.default_rng(0)
 TINY = ["--steps", "6", "--batch", "8", "--size", "tiny", "--skip-evaluation", "--quiet", "--grid-every", "0"]
@@ -52,6 +54,8 @@ def test_a_student_learns_of_a_teacher_and_pictures(capsys: pytest.CaptureFixtur
     assert main([*teacher, "--out", "teacher"]) == 0
     student = ["distill", "teacher", "--method", "lmd", *TINY[:4], *TINY[6:], "--out", "student"]
     assert main([*student, "--data", "photos"]) == 0
+    for run in ("teacher", "student"):  # which know what a page calls the classes
+        assert easel_of(Path(run), "cpu", None, Choice()).names() == ("cats", "dogs")
     assert "data" in json.loads(Path("student/options.json").read_text())["files"]
     own = [
         "run",

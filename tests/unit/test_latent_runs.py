@@ -16,13 +16,17 @@ from saltus import load
 from saltus.cli import main
 from saltus.data.images import open_images
 from saltus.data.latents import open_latents
+from saltus.plots import tiles
 from saltus.recipes import decoded
+from saltus.recipes.app import easel_of
+from saltus.recipes.averages import Choice
 from saltus.recipes.decoded import Decoder
 from saltus.recipes.encoding import encode_images
 from saltus.recipes.judged_latents import latent_judge, pixel_judge
 from saltus.recipes.scoring import Scoring
 from saltus.recipes.system import Drawn
 from saltus.recipes.train import refresh
+from saltus.recipes.wishes import Wish
 from saltus.streams import Streams
 from saltus.teachers.diffusers.autoencoder import open_autoencoder
 
@@ -73,6 +77,11 @@ def test_a_picture_shows_decoded_samples_and_an_array_holds_latents(place: Path,
     scale, gap = 3, 4  # 16 pixels a side are shown as 48
     first = drawn[:, gap : gap + 16 * scale : scale, gap : gap + 16 * scale : scale]
     assert (first - ((wanted[0] + 1.0) * 127.5).clamp(0, 255)).abs().max() <= 1.0
+
+    easel = easel_of(place / "run", "cpu", None, Choice())  # and the same on a page
+    [panel] = next(easel.draw(Wish((2,), 30)))
+    np.testing.assert_array_equal(panel.picture, tiles(wanted, columns=6))
+    assert len(easel.names()) == 3
 
 
 def test_without_its_autoencoder_latents_are_shown_and_a_line_says_so(

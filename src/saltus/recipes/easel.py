@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saltus.plots import check_matplotlib, scatter, tiles
 from saltus.recipes.decoded import Decoder
+from saltus.recipes.named import names_of
 from saltus.recipes.opened import Finished
 from saltus.recipes.portraits import reach_of
 from saltus.recipes.prompts import Prompts
@@ -64,7 +65,7 @@ class Easel:
         """What the classes are called, or the texts that they stand for; nothing without classes."""
         if self.prompts is not None:
             return self.prompts.texts
-        return [str(k) for k in range(self.done.spec.classes or 0)]
+        return names_of(self.done.meta, self.done.spec.classes or 0)
 
     def draw(self, wish: Wish) -> Iterator[list[Panel]]:
         """What there is after each number of steps; of points when all are there, for they share a scale.

@@ -16,6 +16,7 @@ from saltus.recipes.decoded import Decoder
 from saltus.recipes.encoding import AUTOENCODER
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.judged_latents import decoded_gallery, latent_judge, pixel_judge
+from saltus.recipes.named import meta_of
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.system import Judge, System
 
@@ -75,7 +76,7 @@ def latents_system(data: Data, decoder: Decoder, pixels: bool) -> System:
         judge=judge,
         gallery=lambda: decoded_gallery(data, decoder),
         decode=decoder,
-        meta=decoder.meta,
+        meta={**decoder.meta, **meta_of(None if data.label is None else classes)},
         digests={"data": data.digest},
     )
 

@@ -16,6 +16,7 @@ from saltus.data import Channels, Corrupt, ImageData, Images, Loading, open_imag
 from saltus.data.decoders import usual_workers
 from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_images import image_judge
+from saltus.recipes.named import meta_of
 from saltus.recipes.system import Judge, System
 
 __all__ = ["Bringing", "Pictures", "gallery_of", "loading_of", "opened", "pictures_system"]
@@ -144,6 +145,7 @@ def pictures_system(name: str, images: Images, batch: int, flip: bool, loading: 
         source=data,
         judge=judge,
         gallery=lambda: gallery,
+        meta=meta_of(images.classes if labelled else None),
         digests={"data": images.digest},
     )
 

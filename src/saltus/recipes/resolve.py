@@ -27,6 +27,7 @@ from saltus.recipes.folder import OPTIONS, read_json
 from saltus.recipes.foreign import ForeignTeacher, foreign_teacher, is_foreign, lesson
 from saltus.recipes.judged_by_teacher import alone
 from saltus.recipes.model import ModelSpec
+from saltus.recipes.named import carried
 from saltus.recipes.options import Output, Student, Training, as_arguments, parse
 from saltus.recipes.parts import interpolant_of
 from saltus.recipes.system import Judge, System
@@ -278,8 +279,10 @@ def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
 
     digests = {"data": source.images.digest} if isinstance(source, ImageData) else {}
     digests |= {"data": source.digest} if isinstance(source, Latents) else {}
+    names = carried(teacher.run.meta)
+    known_as = teacher.run.recipe
     system = System(
-        teacher.run.recipe, spec.shape, spec.sigma_data, spec.classes, source, judge, digests=digests
+        known_as, spec.shape, spec.sigma_data, spec.classes, source, judge, meta=names, digests=digests
     )
     decode = teacher.decode if isinstance(teacher, ForeignTeacher) else decoder_of(teacher.run.meta)
-    return system if decode is None else replace(system, decode=decode, meta=decode.meta)
+    return system if decode is None else replace(system, decode=decode, meta={**names, **decode.meta})
