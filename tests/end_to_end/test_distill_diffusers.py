@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import sys
@@ -15,8 +17,12 @@ from PIL import Image
 
 from saltus.cli import main
 from saltus.interpolants import Trigonometric
+from saltus.plots import tiles
+from saltus.recipes.app import answering, easel_of
+from saltus.recipes.averages import Choice
 from saltus.recipes.opened import open_run
 from saltus.recipes.resolve import distilled
+from saltus.recipes.wishes import Wish
 from saltus.teachers.diffusers import open_diffusers
 from saltus.training import load_weights
 from saltus.training.run import Run
@@ -119,6 +125,18 @@ def test_from_texts_to_a_prompt(models: Path, tmp_path: Path) -> None:
     number, text, other = (np.load(f"{name}.npy") for name in ("number", "text", "other"))
     assert np.allclose(number, text, rtol=1e-5, atol=1e-5) and not np.allclose(number, other, atol=1e-3)
     assert main(["sample", "run", "--prompt", "a cat", "--out", "cats.png"]) == 0
+
+    easel = easel_of(run, "cpu", None, Choice())  # and the same on a page
+    assert easel.names() == tuple(PROMPTS)
+    [panel] = next(easel.draw(Wish((1,), 2, 4, prompt="of", w=2.0)))
+    np.testing.assert_array_equal(panel.answer.x, other[0])
+    assert easel.decode is not None
+    np.testing.assert_array_equal(panel.picture, tiles(easel.decode(torch.from_numpy(other[0])), columns=2))
+    asked = {"steps": [1], "label": 1, "prompt": " of ", "w": 2.0, "n": 2, "seed": 4}
+    data = io.BytesIO()
+    panel.picture.save(data, "PNG")
+    [seen] = answering(easel, list(asked))(*asked.values())
+    assert base64.b64encode(data.getvalue()).decode() in seen  # a text goes before a number
 
 
 def test_a_method_with_data_on_another_path(models: Path) -> None:
