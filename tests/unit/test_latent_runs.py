@@ -17,7 +17,7 @@ from saltus.cli import main
 from saltus.data.images import open_images
 from saltus.data.latents import open_latents
 from saltus.plots import tiles
-from saltus.recipes import decoded
+from saltus.recipes import app, decoded
 from saltus.recipes.app import easel_of
 from saltus.recipes.averages import Choice
 from saltus.recipes.decoded import Decoder
@@ -81,7 +81,7 @@ def test_a_picture_shows_decoded_samples_and_an_array_holds_latents(place: Path,
     easel = easel_of(place / "run", "cpu", None, Choice())  # and the same on a page
     [panel] = next(easel.draw(Wish((2,), 30)))
     np.testing.assert_array_equal(panel.picture, tiles(wanted, columns=6))
-    assert len(easel.names()) == 3
+    assert len(easel.names()) == 3 and "as they are" not in app._heading(easel)
 
 
 def test_without_its_autoencoder_latents_are_shown_and_a_line_says_so(
@@ -94,6 +94,8 @@ def test_without_its_autoencoder_latents_are_shown_and_a_line_says_so(
         assert main(["sample", str(tmp_path / "run")]) == 0
         said = capsys.readouterr().err
         assert "pictures show latents as they are" in said and said.count("\n") == 1
+        easel = easel_of(tmp_path / "run", "cpu", None, Choice())
+        assert "latents are shown as they are" in app._heading(easel)
         assert main(["sample", str(tmp_path / "run"), "--autoencoder", str(place / "moved")]) == 0
         assert capsys.readouterr().err == ""
         assert main(["sample", str(tmp_path / "run"), "--autoencoder", str(place / "vae")]) == 2

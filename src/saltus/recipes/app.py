@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from tyro import conf
 
 from saltus.recipes.averages import Choice
@@ -28,6 +27,7 @@ from saltus.recipes.decoded import decoder_of
 from saltus.recipes.easel import Easel, Panel
 from saltus.recipes.evaluate import STEPS
 from saltus.recipes.finished import RunPath
+from saltus.recipes.machine import device_of
 from saltus.recipes.opened import open_run
 from saltus.recipes.prompts import Prompts
 from saltus.recipes.show import said
@@ -46,6 +46,7 @@ PICTURES, LARGE, POINTS = (64, 16), (16, 4), (20_000, 2_000)
 """Most samples, and how many at first."""
 STRONGEST = 10.0
 """The end of the slider for a map that does not say which strengths of guidance it learned."""
+PLAIN = "The autoencoder was not found: latents are shown as they are. --autoencoder DIR names it."
 MOST = 600
 """Characters of a message."""
 STYLE = """
@@ -106,10 +107,7 @@ def easel_of(run: Path, device: str, autoencoder: Path | None, weights: Choice) 
     Raises:
         ValueError: for a run that cannot be opened, or whose samples no picture shows.
     """
-    there = torch.cuda.is_available()
-    where = {"auto": "cuda" if there else "cpu"}.get(device, device)
-    if where != "cpu" and not there:
-        raise ValueError(f"device {device}: expected a CUDA device here, found none; use --device cpu")
+    where = device_of(device)
     done = open_run(run, weights, unfinished=True)
     done.model.to(where)
     texts = Prompts.load(run if run.is_dir() else run.parent) if _textual(done.model.backbone) else None
@@ -215,7 +213,8 @@ def _heading(easel: Easel) -> str:
     early = "" if done.after is None else f"after {done.after:,} steps of a training that is not finished"
     where = f"on {next(done.model.parameters()).device.type}"
     facts = [done.card.title, f"weights: {done.which}" if done.which else "", early, where]
-    return f"<h2>{html.escape(done.name)}</h2>{_note(' · '.join(filter(None, facts)))}"
+    plain = "" if easel.decode is None or easel.decode.found else _note(PLAIN)
+    return f"<h2>{html.escape(done.name)}</h2>{_note(' · '.join(filter(None, facts)))}{plain}"
 
 
 def _controls(gradio: Any, easel: Easel) -> dict[str, Any]:  # noqa: ANN401

@@ -45,9 +45,14 @@ class Decoder:
             return z[:, : 3 if z.shape[1] >= 3 else 1] / SPREAD
         return model.decode(z.float())
 
+    @property
+    def found(self) -> bool:
+        """Whether there is an autoencoder that can be opened."""
+        return _opened(self, "cpu") is not None
+
     def check(self) -> None:
         """Raise a ValueError if pictures are to be decoded and cannot be."""
-        if _opened(self, "cpu") is None:
+        if not self.found:
             raise ValueError(
                 f"autoencoder {self.folder or '(unknown)'}: expected that of the latents, to decode them, "
                 "found none that can be opened; give its folder with --autoencoder"

@@ -93,7 +93,8 @@ class Easel:
             yield [Panel(answer, _plotted(answer.x, reach)) for answer in found]
 
     def _tiled(self, x: Tensor) -> Image.Image:
-        seen = x if self.decode is None else self.decode(x)
+        where = next(self.done.model.parameters()).device
+        seen = x if self.decode is None else self.decode(x.to(where))
         return tiles(seen, columns=math.ceil(len(x) ** 0.5))
 
 

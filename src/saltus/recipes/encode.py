@@ -11,6 +11,7 @@ from tyro import conf
 
 from saltus.data.images import Channels, Corrupt, open_images
 from saltus.recipes.encoding import AUTOENCODER, encode_images
+from saltus.recipes.machine import device_of
 from saltus.recipes.options import Flag
 from saltus.teachers.diffusers.autoencoder import open_autoencoder
 
@@ -87,8 +88,7 @@ def encode(
     )
     if images.corrupt and not quiet:
         print(f"left out {len(images.corrupt)} pictures: {', '.join(images.corrupt[:3])}", file=sys.stderr)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    model.model.to({"auto": auto}.get(device, device))
+    model.model.to(device_of(device))
     encode_images(
         images,
         model,

@@ -11,7 +11,7 @@ import torch
 from saltus.recipes.options import Machine
 from saltus.training import World
 
-__all__ = ["joined"]
+__all__ = ["device_of", "joined"]
 
 
 def joined(machine: Machine) -> World:
@@ -26,12 +26,21 @@ def joined(machine: Machine) -> World:
     return replace(world, mesh=None) if machine.compile else world
 
 
+def device_of(name: str) -> torch.device:
+    """The device that an option names.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    there = torch.cuda.is_available()
+    kind = torch.device({"auto": "cuda" if there else "cpu"}.get(name, name))
+    if kind.type != "cpu" and not there:
+        raise ValueError(f"device {name}: expected a CUDA device here, found none; use --device cpu")
+    return kind
+
+
 @cache
 def _joined(device: str, replicas: int) -> World:
-    there = torch.cuda.is_available()
-    kind = torch.device({"auto": "cuda" if there else "cpu"}.get(device, device))
-    if kind.type != "cpu" and not there:
-        raise ValueError(f"device {device}: expected a CUDA device here, found none; use --device cpu")
-    world = World.join(kind, replicas)
+    world = World.join(device_of(device), replicas)
     atexit.register(world.leave)
     return world

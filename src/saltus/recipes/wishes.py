@@ -42,7 +42,7 @@ class Wish:
     def check(self, done: Finished) -> None:
         """Raise a ValueError for steps and strengths that mean nothing to the map."""
         if not self.steps:
-            raise ValueError("steps: expected at least one number of steps, got none; 1 4, for example")
+            raise ValueError("steps: expected at least one number of steps, got none; choose 1 and 4, say")
         for k in self.steps:
             check_steps(done.card, done.method.name, k)
         done.check_strength(self.w)
