@@ -190,9 +190,9 @@ def test_mistakes_are_told_in_one_line(
 # -- in a browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(runs: Path) -> Iterator[str]:
-    """The address of the command's page; an interruption ends it quietly."""
+    """The address of the command's page; an interruption ends it quietly, though a browser shows it."""
     command = [sys.executable, "-m", "saltus", "app", str(runs / "digits"), "--no-browser"]
     with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as running:
         assert running.stdout is not None

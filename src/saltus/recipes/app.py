@@ -10,6 +10,7 @@ import base64
 import errno
 import html
 import io
+import logging
 import os
 import socket
 import sys
@@ -150,7 +151,11 @@ def served(easel: Easel, host: str = HOST, port: int | None = None) -> Iterator[
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             css=STYLE,
         )
-        yield address
+        try:
+            yield address
+        finally:  # a page that is open somewhere is not waited for, and what is cut off is no news
+            page.server.force_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     finally:
         page.close(verbose=False)
 
