@@ -80,7 +80,7 @@ def write_lora(
     check_folder(out, overwrite, ADAPTERS)
     with fresh_folder(out) as draft:
         save_lora(backbone, draft, jump=story.sampler is not Sampler.ODE, w=w)
-        said = _card(story, kind, isinstance(path, Linear), w)
+        said = _card(story, kind, isinstance(path, Linear), w, out.resolve().name)
         (draft / "README.md").write_text(said, encoding="utf-8")
         return (draft / ADAPTERS).stat().st_size
 
@@ -92,7 +92,7 @@ def _pipeline_of(base: Path) -> str:
     return str(json.loads((base / INDEX).read_text(encoding="utf-8"))["_class_name"])
 
 
-def _card(story: Story, kind: str, flow: bool, w: float | None) -> str:
+def _card(story: Story, kind: str, flow: bool, w: float | None, folder: str) -> str:
     jumps = f"they make one jump from noise to data; {FLOW if flow else TABLE}"
     velocity = "they give the velocity, for as many steps as the teacher takes"
     said = velocity if story.sampler is Sampler.ODE else jumps
@@ -101,8 +101,9 @@ def _card(story: Story, kind: str, flow: bool, w: float | None) -> str:
         f"---\nlibrary_name: diffusers\ntags:\n- lora\n- flow-map\n- saltus\n- {story.method}\n---\n\n"
         f"# {story.name}\n\nAdapters of {story.base}, trained by {story.title} ({story.paper}) with saltus "
         f"{story.version}; weights: {story.weights}.\n\n```python\nfrom diffusers import {kind}\n\n"
-        f'pipe = {kind}.from_pretrained("{story.base}")\npipe.load_lora_weights("FOLDER")\n```\n\n'
+        f'pipe = {kind}.from_pretrained("{story.base}")\npipe.load_lora_weights("{folder}")\n```\n\n'
         f"With `num_inference_steps=1` and `guidance_scale=1`, {said}\n\n"
         f"{guided}Jumps of other lengths need the second time, which diffusers has no place for: "
-        "`saltus export RUN FOLDER --to diffusers` writes a pipeline with it.\n"
+        "`saltus export RUN FOLDER --to diffusers` writes a pipeline with it.\n\n"
+        f"The licence of {story.base} binds what was made of it; whoever publishes this folder states one.\n"
     )
