@@ -1,6 +1,6 @@
 """What each method's gradient restores, away from the truth: the law, the structure of the map, or both.
 
-    python tests/conformance/restores.py        rewrites docs/restores.json
+    python tests/conformance/restores.py        rewrites src/saltus/recipes/restores.json
     python tests/conformance/restores.py --check
 
 The student is displaced from the exact map in directions of two kinds, and the expected gradient along the
@@ -43,7 +43,7 @@ from saltus.typing import Objective
 
 __all__ = ["Build", "Displacement", "displacements", "methods", "pull", "restores"]
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "restores.json"
+FILE = Path(__file__).resolve().parents[2] / "src" / "saltus" / "recipes" / "restores.json"
 ROWS = {2: 3008, 1: 2000}
 """By dimension; whole trajectories of 16 rows."""
 

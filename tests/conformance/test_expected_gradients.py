@@ -159,7 +159,7 @@ def test_the_bias_of_a_finite_step_falls_with_it_as_declared(name: str, system: 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_methods_restore_is_current(name: str) -> None:
     """Away from the truth every method from data points home from a wrong law, and every one but flow
-    matching from a wrong map; docs/restores.json says so."""
+    matching from a wrong map; recipes/restores.json says so."""
     row = restores({name: plain(METHODS[name])})[name]
     assert row == {"law": True, "map": METHODS[name].card.sampler is not Sampler.ODE}
     known = json.loads(FILE.read_text())
