@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from saltus.data import Channels, Corrupt, Images, open_images
 from saltus.data.cifar10 import CIFAR10, open_cifar10
+from saltus.data.decoded import InFile
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -132,7 +134,7 @@ def test_every_form_gives_the_pixels_the_classes_and_a_digest_of_itself(
     assert grey.shape == (1, 8, 8) and grey.labels is None and grey.classes is None
     luma = [torch.from_numpy(np.array(Image.fromarray(X[k]).convert("L"))) for k in order]
     assert torch.equal(grey.read(torch.arange(6))[:, 0], torch.stack(luma))
-    assert grey.digest == found.digest and len(found.digest) == 16
+    assert open_images(made).digest == found.digest != grey.digest and len(found.digest) == 16
     with pytest.raises(ValueError, match="rows: expected int64"):
         found.read(torch.tensor([6]))
 
@@ -156,6 +158,40 @@ def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
     assert open_images(place).digest == before_change
     (place / "bee" / "1.png").write_bytes(encoded(X[2]))
     assert open_images(place).digest != before_change
+
+
+def test_a_digest_is_that_of_what_is_read(tmp_path: Path) -> None:
+    """Other columns of one table, other arrays of one archive, another size or colour of one folder are other
+    data, whatever is kept of them: decoded pictures, a classifier, statistics."""
+    import datasets
+    import pyarrow as pa
+
+    table = pa.table(
+        {
+            "a": [encoded(x) for x in X],
+            "b": [encoded(255 - x) for x in X],
+            "one": LABELS,
+            "two": [1 - k for k in LABELS],
+        }
+    )
+    place = written(table, tmp_path)
+    np.savez(tmp_path / "x.npz", a=X, b=255 - X, one=np.array(LABELS), two=1 - np.array(LABELS))
+    files = folder(tmp_path)
+
+    def digests(made: object, *options: dict[str, Any]) -> set[str]:
+        return {open_images(made, **asked).digest for asked in options}
+
+    columns_asked = [
+        {"image_column": image, "label_column": label} for image in "ab" for label in ("one", "two")
+    ]
+    assert len(digests(place, *columns_asked)) == len(digests(tmp_path / "x.npz", *columns_asked)) == 4
+    assert len(digests(datasets.Dataset(table), *columns_asked)) == 4
+    forms: list[dict[str, Any]] = [{}, {"size": 4}, {"size": 6}, {"channels": Channels.GREY}]
+    assert len(digests(files, *forms, *forms)) == 4
+    kept = [
+        InFile(open_images(place, image_column=c), tmp_path / "kept")(torch.arange(6)) for c in ("a", "b")
+    ]
+    assert torch.equal(kept[1], 255 - kept[0])
 
 
 def test_a_jpeg_is_what_pillow_decodes_and_sizes_are_cropped_and_resampled(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def saved(place: Path, asked: Asked) -> Stored:
 
 
 def dataset(value: Any, asked: Asked, place: object = "dataset") -> Stored:  # noqa: ANN401 - of datasets
-    """A Dataset, or a split of a DatasetDict. The digest is the fingerprint that ``datasets`` keeps.
+    """A Dataset, or a split of a DatasetDict. The digest is of the fingerprint that ``datasets`` keeps
+    and of the names of the columns that are taken.
 
     Raises:
         ValueError: for a split or columns that are not there, labels that do not number classes, or no rows.
@@ -77,5 +78,5 @@ def dataset(value: Any, asked: Asked, place: object = "dataset") -> Stored:  # n
     def encoded(rows: Sequence[int]) -> list[Item]:
         return [item(cell, None) for cell in pictures[list(rows)].column(0).to_pylist()]
 
-    mark = fingerprint([value._fingerprint])
+    mark = fingerprint([value._fingerprint, found.image, found.label])
     return Stored(len(value), encoded, lambda row: f"row {row:,}", mark, labels, classes)

@@ -57,9 +57,10 @@ class Images:
         stored: where they lie.
         form: what each is made into.
         name: of the set, for messages.
-        digest: what the set is, hexadecimal: of the files' content (Parquet, NumPy, and zip by its
+        digest: what is read, hexadecimal: of the files' content (Parquet, NumPy, and zip by its
             checksums), of the names, sizes and times of change of the files (a folder), or the fingerprint
-            of ``datasets``; with what was left out of it.
+            of ``datasets``; with the columns that are taken, the form, and what was left out. Whatever is
+            kept of the pictures is kept under it.
         labels: the class of each, int64 [N], or None.
         classes: the names of the classes, or None.
         corrupt: the names of pictures that were left out because they cannot be decoded, with the reason.
@@ -220,11 +221,12 @@ def open_images(
             f"{name}: expected pictures with classes, got none; put each class in a folder of its own or "
             "name the column with --label-column, or use --no-labels"
         )
+    form = _form(stored, name, size, channels)
     images = Images(
         stored,
-        _form(stored, name, size, channels),
+        form,
         name,
-        stored.digest,
+        fingerprint([stored.digest, *form.shape, form.resized]),
         None if known is None else torch.from_numpy(known),
         None if known is None else stored.classes,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from saltus.data.columns import columns, item, labels_of
 from saltus.data.pixels import Item
-from saltus.data.stored import Asked, Stored, chosen, content, listed
+from saltus.data.stored import Asked, Stored, chosen, content, fingerprint, listed
 
 __all__ = ["holds_parquet", "parquet"]
 
@@ -46,7 +46,8 @@ def _files(place: Path) -> list[Path]:
 
 
 def parquet(place: Path, asked: Asked) -> Stored:
-    """A file, or the shards of a split in a folder. The digest is of the files' content.
+    """A file, or the shards of a split in a folder. The digest is of the files' content
+    and of the names of the columns that are taken.
 
     Raises:
         ImportError: without pyarrow.
@@ -76,7 +77,8 @@ def parquet(place: Path, asked: Asked) -> Stored:
         labels, classes = labels_of(values, found.classes, place)
     beside = place.parent if place.is_file() else place
     cells = _Cells(table.column(found.image), beside)
-    return Stored(len(table), cells, lambda row: f"row {row:,}", content(files), labels, classes)
+    mark = fingerprint([content(files), found.image, found.label])
+    return Stored(len(table), cells, lambda row: f"row {row:,}", mark, labels, classes)
 
 
 class _Cells:

@@ -284,7 +284,8 @@ def array(place: Path, asked: Asked) -> Stored:
     Pixels are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W].
 
     In an archive the pictures are named images, image, x, data or arr_0, and the classes labels, label, y or
-    arr_1, unless columns are asked for by name. The digest is of the content.
+    arr_1, unless columns are asked for by name. The digest is of the content and of the two
+    names.
     """
     try:
         found = np.load(place, mmap_mode="r", allow_pickle=False)
@@ -307,7 +308,7 @@ def array(place: Path, asked: Asked) -> Stored:
         len(x),
         lambda rows: [np.ascontiguousarray(x[row].transpose(1, 2, 0)) for row in rows],
         lambda row: f"row {row:,}",
-        content([place]),
+        fingerprint([content([place]), image, label]),
         labels,
         None if labels is None else tuple(str(k) for k in range(int(labels.max()) + 1)),
         x,
