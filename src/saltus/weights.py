@@ -1,9 +1,10 @@
 """From an error to a loss: [n, ...] -> [n], summed over dimensions.
 
 An error is u - y in units of velocity, live in u, with the target y stopped (or live, for losses
-that differentiate through it). :class:`Span` says where the rows live: (s, t) and, for finite
-splits, the step d. :class:`Scaled` puts an error into the units that a paper uses; :class:`InStates` makes
-it the distance of two jumps.
+that differentiate through it). :class:`Span` says where the rows live: (s, t), for finite splits the step d,
+and the state and velocity that the error is of. :class:`Scaled` puts an error into the units that a paper
+uses; :class:`InStates` makes it the distance of two jumps, :class:`InFeatures` that of what a feature map
+sees in them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ __all__ = [
     "AdaptivePower",
     "AngleBalance",
     "AngleTangent",
+    "Clipped",
+    "Differences",
+    "Directed",
+    "InFeatures",
     "InStates",
     "LearnedLogVariance",
     "PseudoHuber",
@@ -38,11 +43,17 @@ __all__ = [
 
 
 class Span(NamedTuple):
-    """The times of the rows: s, t [n]; d [n] is the finite step, or None."""
+    """The times of the rows: s, t [n]; d [n] is the finite step, or None.
+
+    x [n, ...] is the state at s and u [n, ...] the average velocity from it, of which the error is the live
+    part, without gradient; None where the error is not of one jump.
+    """
 
     s: Tensor
     t: Tensor
     d: Tensor | None = None
+    x: Tensor | None = None
+    u: Tensor | None = None
 
 
 def _size(error: Tensor) -> int:
@@ -59,8 +70,8 @@ class Weight(Protocol):
 def slope(weight: Weight, error: Tensor, span: Span) -> Tensor:
     """|d weight(e)/d e|, the norm of each row's gradient in the error, as constants [n].
 
-    A weight depends on the size of e alone, so its gradient is along e and its norm is the derivative
-    along e/|e|. Where e = 0 it is 0.
+    Most weights depend on the size of e alone, so their gradient is along e and its norm is the derivative
+    along e/|e|; of those that look at a jump it is the part along e. Where e = 0 it is 0.
 
     >>> slope(Squared(), torch.tensor([[3.0, 4.0]]), Span(torch.zeros(1), torch.ones(1)))
     tensor([10.])
@@ -104,10 +115,11 @@ class PseudoHuber:
 
 @dataclass(frozen=True)
 class AdaptivePower:
-    """|e|^2 / sg(|e|^2 + c)^p, or |e|^2 / sg(|e|^2/D + c)^p ``per_dimension``, D being their number.
+    """l / sg(l + c)^p, or l / sg(l/D + c)^p ``per_dimension``, D being their number, with l = |e|^2 or the
+    inner weight's.
 
     p = 1 divides every row by its own squared error. With data velocities in low dimension that
-    moves the fixed point (an M-estimator of the mean); p = 0 is :class:`Squared`.
+    moves the fixed point (an M-estimator of the mean); p = 0 is the inner weight.
 
     References:
         Geng et al., "Mean flows for one-step generative modeling", 2025, arXiv 2505.13447, sec. 4.3.
@@ -116,9 +128,10 @@ class AdaptivePower:
     p: float = 1.0
     c: float = 1e-2
     per_dimension: bool = False
+    inner: Weight = Squared()
 
     def __call__(self, error: Tensor, span: Span) -> Tensor:
-        value = per_row_norm2(error)
+        value = self.inner(error, span)
         size = value / _size(error) if self.per_dimension else value
         return value / sg(size + self.c) ** self.p
 
@@ -182,6 +195,97 @@ class InStates:
         fixed = sg(error)
         live = like(span.t - span.s, error) * (error - fixed)
         return self.inner(like(span.d, error) * fixed + live, span)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """inner of scale(span) clamp(e, -bound, bound), stopped, with the gradient in e of e itself: a bounded
+    step of the target, u - sg(u - scale clamp(e)).
+
+    Attributes:
+        inner: the weight of the bounded error.
+        bound: of every entry.
+        scale: Span -> [n], multiplies what has been bounded; None leaves it.
+    """
+
+    inner: Weight
+    bound: float = 1.0
+    scale: Callable[[Span], Tensor] | None = None
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        fixed = sg(error)
+        step = fixed.clamp(-self.bound, self.bound)
+        if self.scale is not None:
+            step = like(self.scale(span), error) * step
+        return self.inner(step + (error - fixed), span)
+
+
+@dataclass(frozen=True)
+class Directed:
+    """inner(e) + D mean(1 - cos(u, y)), y = u - e stopped: the target's direction counts beside its size.
+
+    The cosine is along the first axis of a row (channels), its mean over the others (places), and D the
+    number of dimensions, for weights here are sums over them. Where y is noisy it moves the fixed point:
+    directions of noise do not average to the direction of the mean.
+    """
+
+    inner: Weight = Squared()
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        if span.u is None:
+            raise ValueError("Directed: expected the error of a jump, got one of no velocity; use Squared()")
+        fixed = sg(upcast(error))
+        wanted = upcast(span.u) - fixed
+        live = upcast(span.u) + (upcast(error) - fixed)
+        tiny = torch.finfo(live.dtype).eps
+        sizes = live.square().sum(1) * wanted.square().sum(1)
+        cosine = (live * wanted).sum(1) * torch.rsqrt(sizes.clamp(min=tiny * tiny))
+        return self.inner(error, span) + _size(error) * (1.0 - cosine.flatten(1).mean(1))
+
+
+@dataclass(frozen=True)
+class Differences:
+    """x_{k+1} - x_k along an axis: of a clip's frames, its motion. What all frames share is not seen.
+
+    >>> Differences()(torch.tensor([[1.0, 4.0, 9.0]]))
+    tensor([[3., 5.]])
+    """
+
+    dim: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.diff(dim=self.dim)
+
+
+@dataclass(frozen=True, eq=False)
+class InFeatures:
+    """inner of phi(X) - sg phi(Y): two ends of a jump as a feature map sees them.
+
+    X = x_s + (t - s) u, through which the gradient passes, and Y is where the target ends: X - d e with a
+    finite step d (as in :class:`InStates`), else X - (t - s) e. With phi the identity it is InStates' error.
+    On the diagonal no jump has a length and nothing is seen.
+
+    Attributes:
+        inner: the weight of the features' difference.
+        features: phi: [n, ...] -> [n, ...], row by row; its parameters, if any, take no gradient. Frame
+            differences, a frequency band, the layers of a perceptual network.
+    """
+
+    inner: Weight
+    features: Callable[[Tensor], Tensor]
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        if span.x is None or span.u is None:
+            raise ValueError(
+                "InFeatures: expected the error of one jump from a state, got none; compare features where a "
+                "jump ends, without a push"
+            )
+        h, fixed = like(span.t - span.s, error), sg(error)
+        end = span.x + h * span.u
+        reach = h if span.d is None else like(span.d, error)
+        with torch.no_grad():
+            wanted = self.features(end - reach * fixed)
+        return self.inner(self.features(end + h * (error - fixed)) - wanted, span)
 
 
 class LearnedLogVariance(nn.Module):

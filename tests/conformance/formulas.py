@@ -129,6 +129,13 @@ def _two_jumps(m: Model, p: Tensor, r: Row) -> Tensor:
     return m.jump(p, m.jump(p, r.x, r.s, mid), mid, r.t)
 
 
+def _thirds(m: Model, p: Tensor, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The average velocity of three equal jumps."""
+    d = (t - s) / 3.0
+    y = m.jump(p, m.jump(p, m.jump(p, x, s, s + d), s + d, s + 2.0 * d), s + 2.0 * d, t)
+    return (y - x) / like(t - s, x)
+
+
 STEP = 0.1
 STEPS = Fraction(lambda progress: torch.full_like(progress, STEP))
 WARM = Ramp(0.2)
@@ -288,6 +295,20 @@ CASES: dict[str, tuple[Build, Reference]] = {
     "eulerian, finite, own Heun step, of the target": (
         lambda u, o, y: Eulerian(u, o, step=Constant(0.05), leg=Along(Own(), HEUN)),
         lambda m, L, S, r: {"eulerian": _heun_step(m, L, S, r)},
+    ),
+    "eulerian, finite, line, three jumps onward": (
+        lambda u, o, y: Eulerian(u, step=STEPS, onward=Jump(3)),
+        lambda m, L, S, r: {
+            "eulerian": _eulerian_finite(
+                m,
+                L,
+                r,
+                r.at(r.s + d_of(r)),
+                _thirds(m, S, r.at(r.s + d_of(r)), r.s + d_of(r), r.t),
+                m.u(S, r.x, r.s, r.t),
+                d_of(r),
+            )
+        },
     ),
     "eulerian, target, of a teacher": (
         lambda u, o, y: Eulerian(u, tangent=Teacher(y.velocity), velocity=Teacher(y.velocity)),

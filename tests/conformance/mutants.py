@@ -88,6 +88,8 @@ EULERIAN = (
     ("(x_m - state.x) / short", "(state.x - x_m) / short"),
     ("sg((x_m - state.x) / short + rest", "((x_m - state.x) / short + rest"),
     ("u_m = own.average(x_m, m, t, cond)", "u_m = own.average(state.x, m, t, cond)"),
+    ("State(x_m), self.interpolant, m, t, cond) - x_m", "State(x_m), self.interpolant, t, m, cond) - x_m"),
+    ("self.interpolant, m, t, cond) - x_m) / like(length, x_m)", "self.interpolant, m, t, cond) - x_m)"),
 )
 DISTRIBUTION = (
     ("cond) - answered(self.teacher", "cond) + answered(self.teacher"),

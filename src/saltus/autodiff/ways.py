@@ -92,16 +92,18 @@ class TwoPass:
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """(f(p + eps v) - f(p - eps v)) / (2 eps), with gradient, three calls in all.
+    """(f(p + eps v) - f(p - eps v)) / (2 eps), three calls with the value's.
 
     Autocast is off while the difference is taken: at eps = 5e-3 its relative error is about 2e-5 in
     float32, but 3 to 30 % in bfloat16. Networks must be deterministic (no active dropout).
 
     Attributes:
         eps: the step, in units of the tangent.
+        stopped: whether the difference carries no gradient; its two calls then cost no memory.
     """
 
     eps: float = 5e-3
+    stopped: bool = False
 
     def take(
         self, f: Callable[..., T], primals: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
@@ -112,7 +114,8 @@ class FiniteDifference:
         def moved(eps: float) -> T:
             return f(*(p if v is None else p + eps * v for p, v in zip(primals, tangents, strict=True)))
 
-        with torch.autocast(primals[0].device.type, enabled=False):
+        live = torch.is_grad_enabled() and not self.stopped
+        with torch.set_grad_enabled(live), torch.autocast(primals[0].device.type, enabled=False):
             ahead, behind = moved(self.eps), moved(-self.eps)
         tangent: T = tree_map(lambda a, b: (a - b) / (2.0 * self.eps), ahead, behind)
         return value, tangent

@@ -33,7 +33,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Leg
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.tensors import like
+from saltus.tensors import like, sg
 from saltus.times import PairLaw, Split, Triangle, UniformSplit, resolved
 from saltus.typing import Batch, Condition, Draws, FlowMap, Gradient, Term
 from saltus.weights import Span, Squared, Weight
@@ -105,7 +105,8 @@ class Composition:
             first = self._first(own, state, s, m, cond)
             middle = self._bounded(state.x + like(m - s, state.x) * first)
             y = self._bounded(g * first + (1.0 - g) * own.average(middle, m, t, cond))
-        return {"composition": Term(self.weight(self._error(own, state.x, u, y, s, t, cond), Span(s, t)))}
+        span = Span(s, t, None, state.x, sg(u)) if self.push is None else Span(s, t)
+        return {"composition": Term(self.weight(self._error(own, state.x, u, y, s, t, cond), span))}
 
     def _first(self, own: FlowMap, state: State, s: Tensor, m: Tensor, cond: Condition | None) -> Tensor:
         """The average velocity of the first leg."""

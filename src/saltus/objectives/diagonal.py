@@ -22,6 +22,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
+from saltus.tensors import sg
 from saltus.times import Law, PairLaw, Uniform
 from saltus.typing import Batch, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
@@ -74,8 +75,9 @@ class Diagonal:
         with torch.no_grad():
             v = self.velocity(self.target or self.student, state, t, cond)
         output = self.student.evaluate(state.x, t, t, cond)
-        span = Span(t, t)
+        span = Span(t, t, None, state.x, sg(output.u))
         terms = {"diagonal": Term(self.weight(output.u - v, span))}
         if self.head is not None:
+            span = Span(t, t, None, state.x, sg(output.heads[self.head]))
             terms[self.head] = Term(self.weight(output.heads[self.head] - v, span))
         return terms

@@ -22,7 +22,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Leg, Line
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
-from saltus.tensors import like
+from saltus.tensors import like, sg
 from saltus.times import FromStart, PairLaw, Uniform
 from saltus.typing import Batch, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
@@ -73,4 +73,5 @@ class Endpoint:
         with torch.no_grad():
             end = self.leg(own, state, self.interpolant, s, t, cond)
         u = self.student.average(state.x, s, t, cond)
-        return {"endpoint": Term(self.weight(u - (end - state.x) / like(t - s, end), Span(s, t)))}
+        span = Span(s, t, None, state.x, sg(u))
+        return {"endpoint": Term(self.weight(u - (end - state.x) / like(t - s, end), span))}

@@ -14,9 +14,10 @@ step d, m = s + d, x_m = leg(x_s) and u' = u_{m,t}(x_m), in target form
     u - sg( (x_m - x_s)/d + (h - d)(u' - u)/d ),
 
 which is the leg followed by a jump, rescaled so that its error in u does not vanish with d; as d -> 0
-it is TARGET. A finite step along data (a line between the same x0 and x1) is biased: u' is not linear
-in x_m. The bias is O(d). Rows whose step is below the resolution of their times have the error 0;
-autocast is off, for u' - u of half precision divided by d would be noise.
+it is TARGET. Other legs may lead on from x_m, several jumps say; u' is then their average velocity. A
+finite step along data (a line between the same x0 and x1) is biased: u' is not linear in x_m. The bias is
+O(d). Rows whose step is below the resolution of their times have the error 0; autocast is off, for
+u' - u of half precision divided by d would be noise.
 
 References:
     Boffi, Albergo and Vanden-Eijnden, 2025, arXiv 2505.18825, eqs. (14), (28), (38)-(42), (94).
@@ -62,6 +63,7 @@ class Eulerian:
         near: how the derivative along the start is taken.
         step: a finite step d instead of a derivative (target form), or None.
         leg: how the start moves by a finite step.
+        onward: how x_m, where the start has moved to, goes on to t; None is one jump of the target.
         tangent: the velocity w that the start moves along.
         velocity: the velocity v in the target.
         gradient: how far the gradient reaches.
@@ -80,6 +82,7 @@ class Eulerian:
     near: Derivative = Forward()
     step: StepLaw | None = None
     leg: Leg = Line()
+    onward: Leg | None = None
     tangent: Slot = Data()
     velocity: Slot = Data()
     gradient: Gradient = Gradient.TARGET
@@ -110,25 +113,28 @@ class Eulerian:
         if self.step is not None:
             d, seen = resolved(self.step(s, t, batch.progress))
             with torch.autocast(state.x.device.type, enabled=False):  # half precision over d is noise
-                error = torch.where(like(seen, state.x), self._finite(state, s, t, d, cond), 0.0)
-            return {"eulerian": Term(self.weight(error, Span(s, t, d)))}
+                error, u = self._finite(state, s, t, d, cond)
+                error = torch.where(like(seen, state.x), error, 0.0)
+            return {"eulerian": Term(self.weight(error, Span(s, t, d, state.x, sg(u))))}
         h = like(t - s, state.x)
         if self.warm_up is not None:
             h = h * self.warm_up(batch.progress).to(h)
-        own, span = self.target or self.student, Span(s, t)
+        own = self.target or self.student
         with torch.set_grad_enabled(self.gradient is Gradient.FULL and torch.is_grad_enabled()):
             w = self.tangent(own, state, s, cond)
             v = w if self.velocity is self.tangent else self.velocity(own, state, s, cond)
         if self.head is not None:
-            error, of_head = self._with_head(state, s, t, w, v, h, cond)
-            terms = {"eulerian": error, self.head: of_head}
+            terms = self._with_head(state, s, t, w, v, h, cond)
         else:
             terms = {"eulerian": self._differential(state, s, t, w, v, h, cond)}
-        return {name: Term(self.weight(e, span)) for name, e in terms.items()}
+        return {
+            name: Term(self.weight(e, Span(s, t, None, state.x, sg(u)))) for name, (e, u) in terms.items()
+        }
 
     def _differential(
         self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """The error, and u."""
         if self.gradient is Gradient.TIME:
             u, du_ds = derivative(
                 lambda start: self.student.average(state.x, start, t, cond),
@@ -140,13 +146,14 @@ class Eulerian:
                 _, transport = derivative(
                     lambda x: self.student.average(x, s, t, cond), (state.x,), (w,), self.near
                 )
-            return u - h * du_ds - (v + h * transport)
+            return u - h * du_ds - (v + h * transport), u
         u, du = along(self.student, state.x, s, t, w, cond, self.near)
-        return u - sg(v + h * du) if self.gradient is Gradient.TARGET else u - h * du - v
+        return u - sg(v + h * du) if self.gradient is Gradient.TARGET else u - h * du - v, u
 
     def _with_head(
         self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """By term: the error, and the velocity that it is of."""
         assert self.head is not None
         output, tangent = derivative(
             lambda x, start: self.student.evaluate(x, start, t, cond),
@@ -154,13 +161,25 @@ class Eulerian:
             (w, torch.ones_like(s)),
             self.near,
         )
-        return output.u - sg(v + h * tangent.u), output.heads[self.head] - v
+        of_head = output.heads[self.head]
+        return {
+            "eulerian": (output.u - sg(v + h * tangent.u), output.u),
+            self.head: (of_head - v, of_head),
+        }
 
-    def _finite(self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None) -> Tensor:
+    def _finite(
+        self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
         own, m = self.target or self.student, s + d
         rest, short = like(t - m, state.x), like(d, state.x)
         u = self.student.average(state.x, s, t, cond)
         with torch.no_grad():
             x_m = self.leg(own, state, self.interpolant, s, m, cond)
-            u_m = own.average(x_m, m, t, cond)
-        return u - sg((x_m - state.x) / short + rest * (u_m - u) / short)
+            u_m = own.average(x_m, m, t, cond) if self.onward is None else self._mean(own, x_m, m, t, cond)
+        return u - sg((x_m - state.x) / short + rest * (u_m - u) / short), u
+
+    def _mean(self, own: FlowMap, x_m: Tensor, m: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+        """The average velocity of the legs from x_m to t; of no length, it counts for nothing."""
+        assert self.onward is not None
+        length, _ = resolved(t - m)
+        return (self.onward(own, State(x_m), self.interpolant, m, t, cond) - x_m) / like(length, x_m)

@@ -97,31 +97,39 @@ class Lagrangian:
         if self.step is not None:
             d, seen = resolved(self.step(s, t, batch.progress))
             with torch.autocast(state.x.device.type, enabled=False):  # half precision over d is noise
-                error = torch.where(like(seen, state.x), self._finite(state, s, t, d, cond), 0.0)
-            span = Span(s, t, d)
+                error, u = self._finite(state, s, t, d, cond)
+                error = torch.where(like(seen, state.x), error, 0.0)
+            span = Span(s, t, d, state.x, sg(u))
         else:
-            error, span = self._differential(state, s, t, cond), Span(s, t)
+            error, u = self._differential(state, s, t, cond)
+            span = Span(s, t, None, state.x, sg(u))
         steep = partial(slope, self.weight, error, span)
         return {"lagrangian": Term(self.weight(error, span), slope=steep)}
 
-    def _differential(self, state: State, s: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
+    def _differential(
+        self, state: State, s: Tensor, t: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
+        """The error, and u."""
         h = like(t - s, state.x)
         u, du = in_end(self.student, state.x, s, t, cond, self.near)
         own = self.target or self.student
         if self.gradient is Gradient.FULL:
-            return u + h * du - self.end(own, State(state.x + h * u), t, cond)
+            return u + h * du - self.end(own, State(state.x + h * u), t, cond), u
         with torch.no_grad():
             b = self.end(own, State(state.x + h * u), t, cond)
-        return u - sg(b - h * du) if self.gradient is Gradient.TARGET else u + h * du - b
+        error = u - sg(b - h * du) if self.gradient is Gradient.TARGET else u + h * du - b
+        return error, u
 
-    def _finite(self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None) -> Tensor:
+    def _finite(
+        self, state: State, s: Tensor, t: Tensor, d: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
         own, m = self.target or self.student, t - d
         rest, short = like(m - s, state.x), like(d, state.x)
         u = self.student.average(state.x, s, t, cond)
         with torch.no_grad():
             u_m = own.average(state.x, s, m, cond)
             b = self._mean(own, State(state.x + rest * u_m), m, t, short, cond)
-        return u - sg(b - rest * (u - u_m) / short)
+        return u - sg(b - rest * (u - u_m) / short), u
 
     def _mean(
         self, own: FlowMap, middle: State, m: Tensor, t: Tensor, short: Tensor, cond: Condition | None
