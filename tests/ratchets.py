@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 70
 
 LEVEL = {
     **dict.fromkeys(("typing", "tensors", "streams", "primitives", "autodiff"), 0),
-    **dict.fromkeys(("interpolants", "couplings", "times", "weights"), 1),
+    **dict.fromkeys(("interpolants", "couplings", "times", "curricula", "weights"), 1),
     **dict.fromkeys(("predictions", "maps", "identities", "legs", "states", "guidance"), 2),
     **dict.fromkeys(("slots", "trajectories"), 2),
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),

@@ -29,7 +29,6 @@ __all__ = [
     "Gaps",
     "Grid",
     "Karras",
-    "KarrasGap",
     "Law",
     "LogitNormal",
     "Lognormal",
@@ -38,7 +37,6 @@ __all__ = [
     "Ramp",
     "Restricted",
     "SigmoidAnneal",
-    "SigmoidGap",
     "Split",
     "StepLaw",
     "ToEnd",
@@ -343,52 +341,3 @@ class Ramp:
 
     def __call__(self, progress: Tensor) -> Tensor:
         return torch.clamp(progress / self.until, max=self.top)
-
-
-@dataclass(frozen=True)
-class KarrasGap:
-    """One cell further on the Karras clock of the linear interpolant, of n - 1 cells, n growing:
-
-    n(progress) = ceil( sqrt( progress ((last + 1)^2 - first^2) + first^2 ) - 1 ) + 1,
-
-    the curriculum of consistency training; with last = first - 1 it stays at n = first. Every state has a
-    neighbour, on the grid or off it, and the last cell ends at t = 1.
-
-    References:
-        Song et al., "Consistency models", 2023, arXiv 2303.01469, appendix C.
-    """
-
-    clock: Karras = Karras()
-    first: int = 2
-    last: int = 150
-
-    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
-        square = progress * ((self.last + 1) ** 2 - self.first**2) + self.first**2
-        n = (torch.ceil(torch.sqrt(square) - 1.0) + 1.0).to(s)
-        place = self.clock.place((1.0 - s) / s.clamp(min=1e-6)) + 1.0 / (n - 1.0)
-        m = torch.where(place < 1.0, linear_time(self.clock.sigma(place.clamp(max=1.0))), t)
-        return torch.minimum(m - s, t - s)
-
-
-@dataclass(frozen=True)
-class SigmoidGap:
-    """The step of easy consistency tuning on the EDM clock sigma = (1 - t)/t of the linear interpolant.
-
-    r = max(0, sigma (1 - q^-(stage + 1) n(sigma))), n(sigma) = 1 + k sigmoid(-b sigma), and
-    d = t(r) - t(sigma). The stage rises ``stages`` times over the run, from 0 to stages - 1.
-
-    References:
-        Geng et al., "Consistency models made easy", 2024, arXiv 2406.14548.
-    """
-
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    stages: int = 8
-
-    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
-        stage = torch.clamp(torch.floor(progress * self.stages), max=self.stages - 1.0).to(s)
-        sigma = (1.0 - s) / s.clamp(min=1e-6)
-        n = 1.0 + self.k * torch.sigmoid(-self.b * sigma)
-        r = torch.clamp(sigma * (1.0 - self.q ** -(stage + 1.0) * n), min=0.0)
-        return torch.minimum(linear_time(r) - s, t - s)

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from saltus.curricula import DoublingGap, Ended, KarrasGap, LogHyperbolic, Phases, Segments, SigmoidGap
 from saltus.streams import Streams
 from saltus.times import (
     Constant,
@@ -18,7 +19,6 @@ from saltus.times import (
     Gaps,
     Grid,
     Karras,
-    KarrasGap,
     Law,
     LogitNormal,
     Lognormal,
@@ -27,7 +27,6 @@ from saltus.times import (
     Ramp,
     Restricted,
     SigmoidAnneal,
-    SigmoidGap,
     StepLaw,
     ToEnd,
     Triangle,
@@ -194,6 +193,8 @@ STEPS: dict[str, StepLaw] = {
     "fraction": Fraction(SigmoidAnneal()),
     "karras": KarrasGap(),
     "sigmoid": SigmoidGap(),
+    "doubling": DoublingGap(),
+    "ended": Ended(SigmoidGap()),
 }
 
 
@@ -256,3 +257,62 @@ def test_schedules() -> None:
     assert [float(Ramp(0.2)(x)) for x in (ZERO, torch.tensor(0.1), HALF)] == [0.0, 0.5, 1.0]
     for schedule in (SigmoidAnneal(), Ramp()):
         assert schedule(HALF).shape == ()
+
+
+def test_the_doubling_step_is_one_cell_of_the_improved_grid() -> None:
+    """N(k) = min(s0 2^floor(k/K'), s1) + 1 levels, K' = K/(log2(s1/s0) + 1) (arXiv 2310.14189)."""
+    found = {0.0: 10, 0.124: 10, 0.126: 20, 0.49: 80, 0.51: 160, 0.99: 1280, 1.0: 1280}
+    for progress, cells in found.items():
+        high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
+        sigma = (high + torch.arange(cells, dtype=torch.float64) / cells * (low - high)) ** 7
+        s = 1 / (1 + sigma[:-1])
+        m = s + DoublingGap()(s, torch.ones_like(s), torch.tensor(progress))
+        assert torch.allclose((1 - m) / m, sigma[1:], rtol=1e-7), progress
+    with pytest.raises(ValueError, match="1 <= first <= last"):
+        DoublingGap(first=20, last=10)
+
+
+def test_a_step_whose_curriculum_is_over_does_not_look_at_progress() -> None:
+    s, t = torch.tensor([0.1, 0.5]).double(), torch.ones(2).double()
+    for progress in (ZERO, HALF, ONE):
+        assert torch.equal(Ended(SigmoidGap())(s, t, progress), SigmoidGap()(s, t, ONE))
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_phases_end_at_their_edge_and_segments_within(count: int) -> None:
+    s, t = Phases(count)(RNG)
+    assert uniform_after(s, "uniform")
+    assert torch.equal(t * count, torch.floor(s * count) + 1.0)
+    s, m = Segments(count)(RNG)
+    assert torch.equal(s, Phases(count)(RNG)[0])
+    assert uniform_after((m - s) / (t - s), "uniform")
+    for wrong in (Phases, Segments):
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            wrong(0)
+    ends = Phases(4, lambda u: torch.ones_like(u))(RNG)
+    assert torch.equal(*ends), "at the data there is no way left"
+
+
+def test_one_phase_is_to_the_end_and_one_segment_any_time_after() -> None:
+    for stratified in (False, True):
+        (s, t), (same, one) = Phases(1, Uniform(), stratified)(RNG), ToEnd(Uniform(), stratified)(RNG)
+        assert torch.equal(s, same) and torch.equal(t, one)
+    s, t = Segments(1)(RNG)
+    assert uniform_after(s, "uniform") and uniform_after((t - s) / (1 - s), "uniform")
+
+
+def test_noise_levels_follow_the_cut_student_law() -> None:
+    """Quantiles against the density (1 + z^2/df)^(-(df + 1)/2) on [log 1, log 80], by summation."""
+    law = LogHyperbolic(0.0, 0.2, 0.01, 1.0, 80.0)
+    t = law(U)
+    assert float(t[0]) == pytest.approx(1 / 81, rel=1e-2) and float(t[-1]) == pytest.approx(0.5, rel=1e-4)
+    assert bool((t.diff() > 0).all())
+    z = torch.linspace(0.0, math.log(80.0) / 0.2, 200_001, dtype=torch.float64)
+    density = (1.0 + z.square() / 0.01) ** (-0.505)
+    cdf = density.cumsum(0) / density.sum()
+    for q in (0.1, 0.5, 0.9):
+        exact = float(z[torch.searchsorted(cdf, q)])
+        ours = float(torch.log((1 - t) / t).quantile(q)) / 0.2
+        assert math.asinh(ours / 0.1) == pytest.approx(math.asinh(exact / 0.1), abs=0.06)
+    with pytest.raises(ValueError, match="low < high"):
+        LogHyperbolic(0.0, 0.2, 0.01, 80.0, 1.0)

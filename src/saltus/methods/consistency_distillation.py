@@ -19,6 +19,7 @@ from copy import deepcopy
 
 from saltus.autodiff import Derivative, TwoPass
 from saltus.couplings import Coupling, Independent
+from saltus.curricula import KarrasGap
 from saltus.games import Follow, Game, student_move
 from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
@@ -27,7 +28,7 @@ from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.slots import Teacher
-from saltus.times import Karras, KarrasGap, Law, StepLaw, ToEnd
+from saltus.times import Karras, Law, StepLaw, ToEnd
 from saltus.typing import Velocity
 from saltus.weights import InStates, Squared, Weight
 

@@ -20,13 +20,14 @@ import math
 from copy import deepcopy
 
 from saltus.couplings import Coupling, Independent
+from saltus.curricula import KarrasGap
 from saltus.games import Follow, Game, student_move
 from saltus.guidance import LabelDropout
 from saltus.legs import Line
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
-from saltus.times import Karras, KarrasGap, Law, StepLaw, ToEnd
+from saltus.times import Karras, Law, StepLaw, ToEnd
 from saltus.weights import InStates, Squared, Weight
 
 CARD = Card(

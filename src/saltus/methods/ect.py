@@ -19,11 +19,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
+from saltus.curricula import SigmoidGap
 from saltus.guidance import LabelDropout
 from saltus.legs import Line
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
-from saltus.times import Law, Lognormal, SigmoidGap, StepLaw, ToEnd
+from saltus.times import Law, Lognormal, StepLaw, ToEnd
 from saltus.typing import FlowMap, Objective
 from saltus.weights import InStates, PseudoHuber, Scaled, Span, Squared, Weight
 
