@@ -1,4 +1,5 @@
-"""Write what follows from the code: docs/methods.md, README's table of methods, docs/networks.md's of sizes.
+"""Write what follows from the code: docs/methods.md, docs/table.md, README's table of methods and the
+table of sizes in docs/networks.md.
 
 ``python docs/generate.py`` rewrites them (also ``make docs``); ``--check`` only says whether they are
 current, and exits with status 1 if not.
@@ -10,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 
 from saltus.methods import Card, Method, Need, Sampler, discover
 from saltus.nn import BACKBONES, build, parameter_count
+from saltus.recipes.lists import AXES_NOTE, FACTS_NOTE, axes_table, facts_table, restored
 from saltus.report import Cell, Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +43,10 @@ CLASSES = 1000
 """Of networks for latents."""
 
 LEARNS = "learns"
+MARKS = """\
+† A constant or a formula is not from a primary source; the method's section says which. Restores: whether
+away from the truth the expected gradient leads home from a wrong law of the data, and from a wrong map."""
+"""Under the overview."""
 HEAD = """\
 # Methods
 
@@ -49,6 +56,16 @@ Evaluations are the network calls of the forward pass of one training step for e
 as the papers do: a call together with its derivative is 1.5. What a step takes is measured by
 `benchmarks/step_time.py`. Map errors are one-step root mean squared distances to the exact flow map of the
 reference mixture, squared error, mean of three seeds; a method must stay below its bound.
+"""
+
+
+AXES_HEAD = """\
+# Every method on the axes of the algebra
+
+Written by `python docs/generate.py`, and by `saltus methods --table --markdown`; do not edit. Nothing here is
+typed: each method's function is called, and what it returns is read. [Methods](methods.md) has the equations,
+[Notation](../NOTATION.md) what the axes are.
+
 """
 
 
@@ -76,10 +93,11 @@ def overview(methods: Mapping[str, Method], link: str = "") -> str:
     rows = []
     for name, method in methods.items():
         card = method.card
-        what = [card.paper, learns(card), needs(card), card.sampler.value, steps(card)]
-        rows.append([f"[`{name}`]({link}#{name})", *what, f"{card.cost.evaluations:g}"])
-    head = ["method", "paper", LEARNS, "needs", "sampler", "steps", "evaluations"]
-    return Table(head, rows, left=frozenset(head[1:6])).markdown()
+        what = [card.paper, learns(card), needs(card), card.sampler.value, steps(card), restored(name)]
+        mark = " †" if card.second_hand else ""
+        rows.append([f"[`{name}`]({link}#{name}){mark}", *what, f"{card.cost.evaluations:g}"])
+    head = ["method", "paper", LEARNS, "needs", "sampler", "steps", "restores", "evaluations"]
+    return Table(head, rows, left=frozenset(head[1:7])).markdown() + f"\n\n{MARKS}"
 
 
 def section(name: str, method: Method) -> str:
@@ -90,7 +108,7 @@ def section(name: str, method: Method) -> str:
         f"- Paper: {card.paper}",
         f"- Learns {learns(card)}; needs {needs(card) or 'nothing'}",
         f"- Sampled by {card.sampler.value} with {steps(card)} steps",
-        f"- Costs {card.cost.evaluations:g} evaluations a training step",
+        f"- Costs {card.cost.evaluations:g} evaluations a training step; restores {restored(name)}",
         f"- Map error on the reference mixture: {bound}",
         *([f"- Bias: {card.bias}"] if card.bias else []),
         *(f"- Not from a primary source: {s}" for s in card.second_hand),
@@ -109,6 +127,18 @@ def page(methods: Mapping[str, Method]) -> str:
     """docs/methods.md."""
     sections = (section(name, method) for name, method in methods.items())
     return "\n".join([HEAD, overview(methods), "", *sections])
+
+
+def quoted(table: Table) -> Table:
+    """The same with names of methods that link to their sections."""
+    rows: list[list[Cell]] = [[f"[`{r[0]}`](methods.md#{r[0]})" if r[0] else "", *r[1:]] for r in table.rows]
+    return replace(table, rows=rows)
+
+
+def axes_page(methods: Mapping[str, Method]) -> str:
+    """docs/table.md."""
+    on_axes, facts = quoted(axes_table(methods)).markdown(), quoted(facts_table(methods)).markdown()
+    return f"{AXES_HEAD}{AXES_NOTE}\n\n{on_axes}\n\n## Facts\n\n{FACTS_NOTE}\n\n{facts}\n"
 
 
 def sizes() -> str:
@@ -148,6 +178,7 @@ def documents() -> dict[Path, str]:
     readme, networks = ROOT / "README.md", ROOT / "docs" / "networks.md"
     return {
         ROOT / "docs" / "methods.md": page(methods),
+        ROOT / "docs" / "table.md": axes_page(methods),
         readme: with_table(readme.read_text(), overview(methods, "docs/methods.md"), "methods"),
         networks: with_table(networks.read_text(), sizes(), "sizes"),
     }

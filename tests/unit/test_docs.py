@@ -45,7 +45,8 @@ def test_table_follows_the_card(generate: ModuleType) -> None:
     )
     methods = {"one": Method("one", lambda student: student, card)}
     line = generate.overview(methods).splitlines()[2]
-    assert line.split(" | ")[2:] == ["$X_{s,1}$", "data, JVP", "renoise", "1 2", "2.5 |"]
+    assert line.split(" | ")[2:] == ["$X_{s,1}$", "data, JVP", "renoise", "1 2", "–", "2.5 |"]
+    assert line.startswith("| [`one`](#one) † |")
     page = generate.page(methods)
     for fact in (
         "below 0.65",
