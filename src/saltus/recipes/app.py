@@ -40,7 +40,7 @@ __all__ = ["answering", "app", "easel_of", "served"]
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
 LISTED = 2000
-"""So many classes or prompts are listed to choose from; the number of any can be typed."""
+"""So many classes or prompts are listed to choose from."""
 IN_TURN = -1
 """What the page sends for: one class after another."""
 PICTURES, LARGE, POINTS = (64, 16), (16, 4), (20_000, 2_000)

@@ -124,16 +124,14 @@ def assemble(
         patch=network.patch,
         positions=network.positions,
     )
-    start = None
-    if network.start is not None:
-        if not exact:
-            raise ValueError(
-                f"start {network.start}: {found.name} starts with its teacher's weights; drop --start, or "
-                f"make it the teacher: saltus distill {network.start} --method {found.name}"
-            )
-        start = open_start(network.start, spec, interpolant_of(found, plain))
-    resolved = {**asdict(network), "parametrisation": parametrisation}
-    resolved["start"] = None if start is None else str(start.place)
+    if network.start is not None and not exact:
+        raise ValueError(
+            f"start {network.start}: {found.name} starts with its teacher's weights; drop --start, or "
+            f"make it the teacher: saltus distill {network.start} --method {found.name}"
+        )
+    start = open_start(network.start, spec, interpolant_of(found, plain))
+    begun = None if start is None else str(start.place)
+    resolved = {**asdict(network), "parametrisation": parametrisation, "start": begun}
     own = {**own, "plain": plain}
     first = None
     if not exact and lesson is not None:

@@ -59,9 +59,9 @@ SETTINGS = {
         Training(steps=20_000, batch=512, lr=5e-4, warmup=500, clip=1.0, ema=(0.9995,)),
     ),
     "cpu": Setting(
-        Network("dit", "small", patch=4),
-        Training(steps=1500, batch=64, lr=1e-3, warmup=50, clip=1.0, ema=(0.995,)),
-        teacher_steps=1500,
+        Network("unet", "small"),
+        Training(steps=600, batch=64, lr=1e-3, warmup=50, clip=1.0, ema=(0.99,)),
+        teacher_steps=600,
     ),
 }
 """For any method: a GPU's minutes, and minutes of two CPU cores."""

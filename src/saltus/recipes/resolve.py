@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from saltus.recipes.decoded import decoder_of
 from saltus.recipes.experiment import TEACHER, Experiment
 from saltus.recipes.folder import OPTIONS, read_json
 from saltus.recipes.foreign import ForeignTeacher, foreign_teacher, is_foreign, lesson
+from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_by_teacher import alone
 from saltus.recipes.model import ModelSpec
 from saltus.recipes.named import carried
@@ -272,17 +273,33 @@ def _system(teacher: TeacherRun, source: Callable[[Streams], Batch]) -> System:
     spec, options = teacher.run.spec, teacher.place / OPTIONS
     known = options.is_file() and spec.foreign is None
 
+    @cache
+    def origin() -> System:
+        return experiment(str(options), []).system
+
     def judge() -> Judge:
         if known:
-            return experiment(str(options), []).system.judge()
+            return origin().judge()
         return alone(ALONE if spec.foreign is None else FEW, spec.classes)()
+
+    def gallery() -> Gallery | None:
+        found = origin().gallery if known else None
+        return None if found is None else found()
 
     digests = {"data": source.images.digest} if isinstance(source, ImageData) else {}
     digests |= {"data": source.digest} if isinstance(source, Latents) else {}
     names = carried(teacher.run.meta)
     known_as = teacher.run.recipe
     system = System(
-        known_as, spec.shape, spec.sigma_data, spec.classes, source, judge, meta=names, digests=digests
+        known_as,
+        spec.shape,
+        spec.sigma_data,
+        spec.classes,
+        source,
+        judge,
+        gallery=gallery,
+        meta=names,
+        digests=digests,
     )
     decode = teacher.decode if isinstance(teacher, ForeignTeacher) else decoder_of(teacher.run.meta)
     return system if decode is None else replace(system, decode=decode, meta={**names, **decode.meta})

@@ -130,7 +130,7 @@ def scored(
     Raises:
         ValueError: for a system without images, or a choice that no sampler of the map fits.
     """
-    gallery = made.system.gallery
+    gallery = None if made.system.gallery is None else made.system.gallery()
     if gallery is None:
         raise ValueError(
             f"evaluate: {made.system.name} is no set of images, and its own judge looks at no features; "
@@ -144,7 +144,7 @@ def scored(
     model = model.to(device)
     if made.teacher is not None:
         made = replace(made, teacher=made.teacher.placed(made.world))
-    truth = image_truth(gallery(), scoring, device)
+    truth = image_truth(gallery, scoring, device)
     run = Pass(made, model, truth)
     rows = run.rows(torch.arange(1))
     if not rows:

@@ -72,7 +72,8 @@ class System:
         source: streams -> batch, for training.
         judge: makes the judge when it is needed (it may have to prepare).
         velocity: the exact velocity on the linear interpolant, where it is known: a teacher.
-        gallery: the real images, for judges that look at features; None where there are none.
+        gallery: the real images, for judges that look at features; None, or what makes None, where there are
+            none.
         decode: samples to pictures [n, 1 or 3, H, W], where samples are not pictures themselves (latents).
         meta: what the weights file says besides, for whoever has nothing else: plain data.
         digests: of the files that it is made of, by what they are to a run.
@@ -85,7 +86,7 @@ class System:
     source: Callable[[Streams], Batch]
     judge: Callable[[], Judge]
     velocity: Velocity | None = None
-    gallery: Callable[[], Gallery] | None = None
+    gallery: Callable[[], Gallery | None] | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)

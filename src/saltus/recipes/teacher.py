@@ -152,8 +152,11 @@ def open_teacher(place: Path) -> TeacherRun:
     return TeacherRun(run, place.resolve())
 
 
-def open_start(place: Path, spec: ModelSpec, onto: Interpolant) -> TeacherRun:
-    """The run whose weights a network of this description starts with, on this path; or a ValueError."""
+def open_start(place: Path | None, spec: ModelSpec, onto: Interpolant) -> TeacherRun | None:
+    """The run whose weights a network of this description starts with, on this path; a ValueError if it
+    cannot; None without a place."""
+    if place is None:
+        return None
     found = TeacherRun(open_run(place), place.resolve())
     run = found.run
     velocity = run.method.card.sampler is Sampler.ODE
