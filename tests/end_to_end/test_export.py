@@ -199,6 +199,7 @@ def test_images_are_what_the_numbers_say(seen: dict[str, Any]) -> None:
     assert found["pil"] <= 0.5 / 255 + 1e-6 and found["mode"] == "L"
     assert found["half"] < 0.05 and found["half type"] == "torch.float32"
     assert found["unconditional"] == 0.0 and found["conditional"] > 1e-3
+    assert found["guided without labels"] == 0.0 and found["guided"] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["jump-jumps", "jump-renoise", "jump-ode"])
@@ -212,6 +213,7 @@ def test_the_example_of_a_card_ran(seen: dict[str, Any], place: Path) -> None:
 
 PLAINLY = """
 import sys
+from pathlib import Path
 import numpy as np, torch
 import saltus.export.pipelines
 from diffusers import DiffusionPipeline
@@ -219,17 +221,43 @@ pipe = DiffusionPipeline.from_pretrained("edm")
 truth = np.load("edm.npz")
 x = pipe(latents=torch.from_numpy(truth["x0"]), output_type="latent").images
 assert np.abs(x.numpy() - truth["1"]).max() <= 1e-5
-try:
-    DiffusionPipeline.from_pretrained("twisted")
-except ValueError as error:
-    sys.exit(0 if "trust_remote_code" in str(error) else 3)
-sys.exit(4)
+Path("elsewhere.py").write_text("print(1)")
+for folder, more in (("twisted", {}), ("edm", {"custom_pipeline": "elsewhere.py"})):
+    try:
+        DiffusionPipeline.from_pretrained(folder, **more)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+    else:
+        sys.exit(4)
 """
 
 
 def test_with_saltus_imported_known_code_needs_no_consent_and_other_code_does(place: Path) -> None:
     ended = alone(place, "-c", PLAINLY)
     assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_code_that_lies_elsewhere_is_not_known(tmp_path: Path) -> None:
+    """Behind a link, or at the end of a path in the index: that is not saltus's own."""
+    pipeline = exporting.shipped("pipeline")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "code.py").write_text("raise SystemExit\n")
+
+    def folder(name: str, **more: object) -> Path:
+        made = tmp_path / name
+        made.mkdir()
+        (made / f"{pipeline.module}.py").write_text(pipeline.text, encoding="utf-8")
+        (made / "model_index.json").write_text(json.dumps({"_class_name": pipeline.reference, **more}))
+        return made
+
+    plain, linked = folder("plain", vae=["diffusers", "AutoencoderKL"]), folder("linked", vae=["code", "X"])
+    (linked / "vae").symlink_to(other)
+    assert exporting.is_own(plain) and not exporting.is_own(linked)
+    assert not exporting.is_own(folder("above", vae=["../../other/code", "X"]))
+    assert not exporting.is_own(folder("pipeline", _class_name=["../other/code", "X"]))
+    assert not exporting.is_own(other)
 
 
 def test_onnx_runtime_jumps_as_saltus_jumps(place: Path) -> None:
@@ -309,6 +337,25 @@ def test_nothing_is_left_of_an_export_that_fails(
     monkeypatch.setattr(exporting, "model_card", full)
     assert main(["export", str(weights), str(tmp_path / "out"), "--to", "diffusers"]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_an_exported_folder_is_there_whenever_its_replacement_is_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mark").touch()
+    rename = Path.rename
+
+    def pressed(path: Path, to: Path) -> Path:
+        if (path / "new").exists():
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", pressed)
+    with pytest.raises(KeyboardInterrupt), exporting.fresh_folder(out) as draft:
+        (draft / "new").touch()
+    assert (out / "mark").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_points_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,13 @@ def looks(place: Path) -> dict[str, Any]:
     latents = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     low, full = (p(latents=latents, output_type="latent").images for p in (half, whole))
     null, none = (whole.flow_map(latents, 1000.0, 0.0, torch.tensor([k] * 4)) for k in (10, 3))
+    w = torch.full((4,), 3.0)
+    strong, bare = (
+        whole.flow_map(latents, 1000.0, 0.0, labels, w) for labels in (torch.tensor([10] * 4), None)
+    )
     return {
+        "guided": float((strong - null).abs().max()),
+        "guided without labels": float((strong - bare).abs().max()),
         "np": float(np.abs(forms["np"] - unit.permute(0, 2, 3, 1).numpy()).max()),
         "pt": float((forms["pt"] - unit).abs().max()),
         "pil": float(np.abs(pixels / 255.0 - unit[:, 0].numpy()).max()),

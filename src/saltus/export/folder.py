@@ -89,11 +89,19 @@ def shipped(name: str) -> Shipped:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether every Python file in a folder is, to the letter, one that this version of saltus writes."""
+    """Whether every Python file in a folder is, to the letter, one that this version of saltus writes, and
+    its index names no code elsewhere."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        modules = [str(entry[0]) for entry in index.values() if isinstance(entry, list) and entry]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
     known = {f"{f.module}.py": f.text for f in map(shipped, CODES)}
-    found = sorted(folder.rglob("*.py"))
-    return bool(found) and all(
-        p.name in known and p.read_text(encoding="utf-8") == known[p.name] for p in found
+    found = {*folder.rglob("*.py"), *folder.glob("*/*.py")}  # only the second goes through links
+    return (
+        bool(found)
+        and not any("/" in module or "\\" in module for module in modules)
+        and all(p.name in known and p.read_bytes() == known[p.name].encode() for p in found)
     )
 
 
@@ -128,11 +136,11 @@ def fresh_folder(out: Path) -> Iterator[Path]:
             out.rename(old)
         draft.rename(out)
     except OSError as wrong:
-        if old.exists() and not out.exists():
-            old.rename(out)
         why = wrong.strerror or wrong
         raise ValueError(f"out {out}: expected to write here, got {why}; choose another name") from wrong
     finally:
+        if old.exists() and not out.exists():  # whatever came between the two, Ctrl-C say
+            old.rename(out)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

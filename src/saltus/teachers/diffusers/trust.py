@@ -14,7 +14,8 @@ __all__ = ["trust_folders"]
 def trust_folders(known: Callable[[Path], bool]) -> None:
     """Let ``DiffusionPipeline.from_pretrained`` run the code of local folders for which ``known`` is true.
 
-    What the caller says of ``trust_remote_code`` is left alone, and so is everything else.
+    What the caller says of ``trust_remote_code`` is left alone, and so is everything else; a
+    ``custom_pipeline`` is code from elsewhere.
 
     Args:
         known: whether the code of a folder is one's own.
@@ -31,7 +32,7 @@ def trust_folders(known: Callable[[Path], bool]) -> None:
 
     @functools.wraps(original)
     def from_pretrained(cls: Any, folder: str | os.PathLike[str], **options: Any) -> Any:  # noqa: ANN401
-        if os.path.isdir(folder) and known(Path(folder)):
+        if "custom_pipeline" not in options and os.path.isdir(folder) and known(Path(folder)):
             options.setdefault("trust_remote_code", True)
         return original(cls, folder, **options)
 
