@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from torch import Tensor
 from saltus.interpolants import Interpolant, path
 from saltus.slots import Own, Slot
 from saltus.states import State
+from saltus.streams import Streams
 from saltus.tensors import like
-from saltus.typing import Condition, FlowMap, Velocity
+from saltus.typing import Batch, Condition, Draws, FlowMap, Velocity
 
 __all__ = [
     "DORMAND_PRINCE",
@@ -33,6 +34,7 @@ __all__ = [
     "RALSTON3",
     "RK4",
     "Along",
+    "Driven",
     "Jump",
     "Leg",
     "Line",
@@ -40,6 +42,8 @@ __all__ = [
     "Tableau",
     "advance",
     "ddim",
+    "draw_noise",
+    "ends",
     "euler",
     "heun",
     "ralston3",
@@ -163,17 +167,21 @@ def ralston3(velocity: Velocity, x: Tensor, s: Tensor, t: Tensor, cond: Conditio
     return step(RALSTON3, velocity, x, s, t, cond)
 
 
-def slide(interpolant: Interpolant, x: Tensor, b: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The point at t of the path I_t = alpha_t x0 + beta_t x1 that passes x at s with velocity b.
+def ends(interpolant: Interpolant, x: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, x1) of the path I_t = alpha_t x0 + beta_t x1 that passes x at s with velocity b.
 
-    The two ends solve x = alpha_s x0 + beta_s x1 and b = dalpha_s x0 + dbeta_s x1, so nothing is
-    divided by alpha or beta, only by alpha dbeta - dalpha beta, which is positive for any interpolant.
+    They solve x = alpha_s x0 + beta_s x1 and b = dalpha_s x0 + dbeta_s x1, so nothing is divided by alpha
+    or beta, only by alpha dbeta - dalpha beta, which is positive for any interpolant.
     """
     alpha, beta, dalpha, dbeta = (like(c, x) for c in interpolant(s))
-    end = interpolant(t)
     det = alpha * dbeta - dalpha * beta
-    x0 = (dbeta * x - beta * b) / det
-    x1 = (alpha * b - dalpha * x) / det
+    return (dbeta * x - beta * b) / det, (alpha * b - dalpha * x) / det
+
+
+def slide(interpolant: Interpolant, x: Tensor, b: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The point at t of the path I_t = alpha_t x0 + beta_t x1 that passes x at s with velocity b."""
+    end = interpolant(t)
+    x0, x1 = ends(interpolant, x, b, s)
     return (like(end.alpha, x) * x0 + like(end.beta, x) * x1).to(x.dtype)
 
 
@@ -209,6 +217,23 @@ class Leg(Protocol):
         m: Tensor,
         cond: Condition | None,
     ) -> Tensor: ...
+
+
+@runtime_checkable
+class Driven(Protocol):
+    """A leg that noise drives: each row needs so many normals of its shape, in ``State.noise``."""
+
+    @property
+    def noises(self) -> int:
+        """How many."""
+        ...
+
+
+def draw_noise(leg: Leg | None, batch: Batch, rng: Streams) -> Draws:
+    """The noise [B, k, ...] of a leg that needs some, under ``leg``; nothing for any other."""
+    if not (isinstance(leg, Driven) and leg.noises):
+        return {}
+    return {"leg": rng.normal("leg", leg.noises, *batch.x0.shape[1:])}
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from saltus.tensors import answered, check_times, like
-from saltus.typing import Condition, Output, Velocity
+from saltus.typing import Condition, FlowMap, Output, Velocity
 
-__all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Trigonometric"]
+__all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Spliced", "Trigonometric"]
 
 
 class NetworkMap(nn.Module, ABC):
@@ -160,3 +160,41 @@ class EulerMap:
     def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """b_s(x), and no second heads."""
         return Output(self.b(x, s, cond), {})
+
+
+@dataclass(frozen=True, eq=False)
+class Spliced:
+    """Two flow maps as one: up to ``at`` jumps start with the one, after it with the other.
+
+    Each is asked about all rows. For maps that are trained in stages, the later times first.
+
+    Attributes:
+        early: asked where s <= at.
+        late: asked where s > at.
+        at: a time.
+    """
+
+    early: FlowMap
+    late: FlowMap
+    at: float
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """X_{s,t}(x)."""
+        return self._either(s, self.early(x, s, t, cond), self.late(x, s, t, cond))
+
+    def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """u_{s,t}(x)."""
+        return self._either(s, self.early.average(x, s, t, cond), self.late.average(x, s, t, cond))
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """b_t(x)."""
+        return self._either(t, self.early.velocity(x, t, cond), self.late.velocity(x, t, cond))
+
+    def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
+        """u_{s,t}(x), and the second heads that both have."""
+        a, b = self.early.evaluate(x, s, t, cond), self.late.evaluate(x, s, t, cond)
+        heads = {name: self._either(s, a.heads[name], b.heads[name]) for name in a.heads if name in b.heads}
+        return Output(self._either(s, a.u, b.u), heads)
+
+    def _either(self, s: Tensor, early: Tensor, late: Tensor) -> Tensor:
+        return torch.where(like(s > self.at, early), late, early)

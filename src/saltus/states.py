@@ -25,12 +25,14 @@ class State(NamedTuple):
         velocity: dI_s of the pair that made x, or b_s(x) where a teacher's trajectory did, [n, ...];
             None where neither did.
         x0, x1: that pair, or None.
+        noise: normals in the shape of x for a leg that noise drives, [n, k, ...], or None.
     """
 
     x: Tensor
     velocity: Tensor | None = None
     x0: Tensor | None = None
     x1: Tensor | None = None
+    noise: Tensor | None = None
 
 
 class States(Protocol):
@@ -80,10 +82,11 @@ def locate(
     draws: Draws,
     s: Tensor,
 ) -> tuple[State, Condition | None]:
-    """The states at times s [n] and their condition, from what :func:`draw_pairing` drew."""
-    order, drawn = draws.get("order"), draws.get("guidance")
-    assert not isinstance(order, dict) and not isinstance(drawn, dict)
+    """The states at times s [n] and their condition, from what :func:`draw_pairing` drew, and
+    :func:`saltus.legs.draw_noise`."""
+    order, drawn, noise = draws.get("order"), draws.get("guidance"), draws.get("leg")
+    assert not isinstance(order, dict) and not isinstance(drawn, dict) and not isinstance(noise, dict)
     cond = batch.cond
     if guidance is not None and drawn is not None:
         cond = guidance.apply(cond, drawn)
-    return states(replace(batch, cond=cond), interpolant, s, order), cond
+    return states(replace(batch, cond=cond), interpolant, s, order)._replace(noise=noise), cond

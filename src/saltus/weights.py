@@ -28,6 +28,7 @@ __all__ = [
     "Clipped",
     "Differences",
     "Directed",
+    "EntryHuber",
     "InFeatures",
     "InStates",
     "LearnedLogVariance",
@@ -37,6 +38,7 @@ __all__ = [
     "Squared",
     "TangentNormalised",
     "Weight",
+    "per_noise_step",
     "simplified",
     "slope",
 ]
@@ -111,6 +113,26 @@ class PseudoHuber:
         c = self.c * math.sqrt(_size(error)) if self.per_dimension else self.c
         tiny = torch.finfo(upcast(error).dtype).tiny
         return torch.sqrt(per_row_norm2(error) + max(c * c, tiny)) - c
+
+
+@dataclass(frozen=True)
+class EntryHuber:
+    """sum_i sqrt(e_i^2 + c^2) - c over the entries e_i of the error.
+
+    Unlike the other weights it is not a function of |e| alone.
+
+    References:
+        Luo et al., "Latent consistency models", 2023, arXiv 2310.04378, in the code of diffusers.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        if not self.c > 0.0:
+            raise ValueError(f"EntryHuber: expected c > 0, got {self.c}; at 0 the gradient jumps")
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        return (torch.sqrt(upcast(error).square() + self.c * self.c) - self.c).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -240,7 +262,7 @@ class Directed:
         tiny = torch.finfo(live.dtype).eps
         sizes = live.square().sum(1) * wanted.square().sum(1)
         cosine = (live * wanted).sum(1) * torch.rsqrt(sizes.clamp(min=tiny * tiny))
-        return self.inner(error, span) + _size(error) * (1.0 - cosine.flatten(1).mean(1))
+        return self.inner(error, span) + _size(error) * (1.0 - cosine.unsqueeze(1).flatten(1).mean(1))
 
 
 @dataclass(frozen=True)
@@ -286,6 +308,13 @@ class InFeatures:
         with torch.no_grad():
             wanted = self.features(end - reach * fixed)
         return self.inner(self.features(end + h * (error - fixed)) - wanted, span)
+
+
+def per_noise_step(span: Span) -> Tensor:
+    """1/(sigma_s - sigma_m), [n], of a finite step to m = s + d, with sigma = (1 - s)/s: s m/d. A factor."""
+    if span.d is None:
+        raise ValueError("per_noise_step: expected rows with a finite step, got none; give a step")
+    return span.s * (span.s + span.d) / span.d
 
 
 class LearnedLogVariance(nn.Module):

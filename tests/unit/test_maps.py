@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saltus.autodiff import derivative
 from saltus.exact import Gaussian
 from saltus.interpolants import Trigonometric as TrigonometricPath
-from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
+from saltus.maps import EDM, AverageVelocity, NetworkMap, Spliced, Trigonometric
 from saltus.typing import Condition, Output
 
 SD = 0.6
@@ -192,3 +192,19 @@ def test_bad_times_are_one_clear_error(name: str) -> None:
     own = MAPS[name](Smooth())
     with pytest.raises(ValueError, match="time t: expected float32 or float64"):
         own(X, S, torch.ones(6, dtype=torch.int64))
+
+
+def test_a_spliced_map_asks_the_late_one_after_its_time_only() -> None:
+    early, late = AverageVelocity(Smooth()), EDM(Smooth(), SD)
+    both = Spliced(early, late, 0.5)
+    after = S > 0.5
+    assert after.tolist() == [False, False, False, False, True, True]
+    for ask in (
+        lambda own: own(X, S, E),
+        lambda own: own.average(X, S, E),
+        lambda own: own.velocity(X, S),
+        lambda own: own.evaluate(X, S, E).heads["v"],
+    ):
+        found, a, b = ask(both), ask(early), ask(late)
+        assert torch.equal(found[~after], a[~after]) and torch.equal(found[after], b[after])
+        assert not torch.allclose(a[after], b[after])

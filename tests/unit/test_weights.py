@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saltus.weights import (
     AdaptivePower,
+    EntryHuber,
     InStates,
     LearnedLogVariance,
     PseudoHuber,
@@ -18,6 +19,7 @@ from saltus.weights import (
     Squared,
     TangentNormalised,
     Weight,
+    per_noise_step,
     slope,
 )
 
@@ -55,6 +57,21 @@ def test_pseudo_huber(c: float) -> None:
     wide, _ = value_and_gradient(PseudoHuber(c, per_dimension=True))
     scaled = c * math.sqrt(6)
     assert torch.allclose(wide, torch.sqrt(SQUARE + scaled**2) - scaled, rtol=1e-13)
+
+
+def test_entry_huber_takes_each_entry_by_itself() -> None:
+    wanted = sum(torch.sqrt(e.square() + 0.09) - 0.3 for e in ERROR.flatten(1).unbind(1))
+    assert torch.allclose(EntryHuber(0.3)(ERROR, SPAN), wanted, rtol=1e-12)
+    with pytest.raises(ValueError, match="expected c > 0"):
+        EntryHuber(0.0)
+
+
+def test_one_over_the_step_in_noise() -> None:
+    s, d = SPAN.s[1:], SPAN.d[1:]  # type: ignore[index]
+    wanted = 1.0 / ((1.0 - s) / s - (1.0 - s - d) / (s + d))
+    assert torch.allclose(per_noise_step(Span(s, SPAN.t[1:], d)), wanted, rtol=1e-12)
+    with pytest.raises(ValueError, match="finite step"):
+        per_noise_step(Span(s, s))
 
 
 @pytest.mark.parametrize("c", [0.0, 1e-3])
@@ -146,6 +163,7 @@ def test_learned_log_variance_finds_the_log_of_the_mean_loss() -> None:
 EVERY: dict[str, Weight] = {
     "squared": Squared(),
     "huber": PseudoHuber(0.1),
+    "entries": EntryHuber(0.1),
     "power": AdaptivePower(),
     "tangent": TangentNormalised(),
     "scaled": Scaled(Squared(), scale=lambda span: span.t - span.s),

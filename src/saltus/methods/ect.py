@@ -16,8 +16,6 @@ References:
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from saltus.couplings import Coupling, Independent
 from saltus.curricula import SigmoidGap
 from saltus.guidance import LabelDropout
@@ -26,7 +24,7 @@ from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.times import Law, Lognormal, StepLaw, ToEnd
 from saltus.typing import FlowMap, Objective
-from saltus.weights import InStates, PseudoHuber, Scaled, Span, Squared, Weight
+from saltus.weights import InStates, PseudoHuber, Scaled, Squared, Weight, per_noise_step
 
 CARD = Card(
     title="Easy consistency tuning (ECT)",
@@ -41,12 +39,6 @@ CARD = Card(
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},
 )
-
-
-def per_noise_step(span: Span) -> Tensor:
-    """1/(sigma_s - sigma_m) = s m / (m - s), [n]."""
-    assert span.d is not None
-    return span.s * (span.s + span.d) / span.d
 
 
 def ect(

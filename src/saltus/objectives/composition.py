@@ -30,7 +30,7 @@ from torch import Tensor
 from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput
 from saltus.interpolants import Interpolant, Linear
-from saltus.legs import Leg
+from saltus.legs import Leg, draw_noise
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
 from saltus.tensors import like, sg
@@ -88,10 +88,11 @@ class Composition:
             )
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The times (s, t) and gamma, each [B], and the pairing."""
+        """The times (s, t) and gamma, each [B], the pairing, and the noise of a leg that needs some."""
         s, t = self.times(rng)
         gamma = self.split(rng, s)
-        return {"s": s, "t": t, "gamma": gamma, **draw_pairing(self.coupling, self.guidance, batch, rng)}
+        pairing = draw_pairing(self.coupling, self.guidance, batch, rng)
+        return {"s": s, "t": t, "gamma": gamma, **pairing, **draw_noise(self.leg, batch, rng)}
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The term ``composition``."""

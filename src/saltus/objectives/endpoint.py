@@ -19,7 +19,7 @@ from torch import Tensor
 from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear
-from saltus.legs import Leg, Line
+from saltus.legs import Leg, Line, draw_noise
 from saltus.states import DataStates, States, draw_pairing, locate
 from saltus.streams import Streams
 from saltus.tensors import like, sg
@@ -60,9 +60,10 @@ class Endpoint:
     guidance: LabelDropout | GuidanceInput | None = None
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The times (s, t), each [B], and the pairing."""
+        """The times (s, t), each [B], the pairing, and the noise of a leg that needs some."""
         s, t = self.times(rng)
-        return {"s": s, "t": t, **draw_pairing(self.coupling, self.guidance, batch, rng)}
+        pairing = draw_pairing(self.coupling, self.guidance, batch, rng)
+        return {"s": s, "t": t, **pairing, **draw_noise(self.leg, batch, rng)}
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The term ``endpoint``."""

@@ -37,7 +37,7 @@ from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.identities import along
 from saltus.interpolants import Interpolant, Linear
-from saltus.legs import Leg, Line
+from saltus.legs import Leg, Line, draw_noise
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
@@ -101,9 +101,10 @@ class Eulerian:
             raise ValueError(f"eulerian: a head goes with Gradient.TARGET, got {self.gradient}")
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The times (s, t), each [B], and the pairing."""
+        """The times (s, t), each [B], the pairing, and the noise of a leg that needs some."""
         s, t = self.times(rng)
-        return {"s": s, "t": t, **draw_pairing(self.coupling, self.guidance, batch, rng)}
+        pairing = draw_pairing(self.coupling, self.guidance, batch, rng)
+        return {"s": s, "t": t, **pairing, **draw_noise(self.leg, batch, rng)}
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The term ``eulerian`` and, with a head, a term of the head's name."""
