@@ -338,12 +338,19 @@ def test_what_cannot_be_scored_is_told(run: Path, tmp_path: Path, capsys: pytest
     assert main([*words.split(), str(tmp_path / "plane")]) == 0
     for options, message in (
         ([str(tmp_path / "plane"), "--seeds", "2"], "gaussian is no set of images"),
-        ([str(run), "--seeds", "0"], "at least 1 seed"),
+        ([str(run), "--seeds", "0"], "seeds of at least 1, got 0"),
+        ([str(run), "--batch", "0"], "batch of at least 1, got 0"),
+        ([str(run), "--reference", "-5"], "reference of at least 20, got -5"),
+        ([str(run), "--resamples", "1"], "resamples of at least 2, or 0"),
+        ([str(run), "--level", "1"], "a level between 0 and 1, got 1"),
+        ([str(run), "--metrics", "agreement", "--features", "components"], "can be measured, got none"),
         ([str(run), "--samplers", "teacher", "--features", "components"], "no sampler teacher"),
     ):
         assert main(["evaluate", *options]) == 2
         error = capsys.readouterr().err
         assert message in error and error.strip().splitlines()[-1].startswith("saltus: error")
+    evaluate(run, "--steps", "1", "3", "--metrics", "frechet", "--resamples", "0")
+    assert "steps 3: lsd is not sampled so, left out" in capsys.readouterr().err
 
 
 def test_large_sets_of_pairs_are_cut(truth: ImageTruth, monkeypatch: pytest.MonkeyPatch) -> None:

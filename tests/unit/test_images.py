@@ -426,3 +426,8 @@ def test_cifar10_from_parquet_and_from_the_binary_version(tmp_path: Path) -> Non
         open_cifar10(tmp_path / "binary")
     with pytest.raises(ValueError, match="pictures of 3 x 32 x 32 in 10 classes, got 3 x 8 x 8 in 2"):
         open_cifar10(parquet(tmp_path))
+    for k in (0, 1, 3):  # the third is no bird
+        (tmp_path / "some" / "train" / str(k)).mkdir(parents=True)
+        (tmp_path / "some" / "train" / str(k) / "x.png").write_bytes(encoded(x[k]))
+    with pytest.raises(ValueError, match="in 10 classes, got 3 x 32 x 32 in 3: 0, 1, 3"):
+        open_cifar10(tmp_path / "some")

@@ -22,7 +22,7 @@ from saltus.recipes.app import easel_of
 from saltus.recipes.averages import Choice
 from saltus.recipes.decoded import Decoder
 from saltus.recipes.encoding import encode_images
-from saltus.recipes.judged_latents import latent_judge, pixel_judge
+from saltus.recipes.judged_latents import decoded_gallery, latent_judge, pixel_judge
 from saltus.recipes.scoring import Scoring
 from saltus.recipes.system import Drawn
 from saltus.recipes.train import refresh
@@ -112,7 +112,11 @@ def test_another_autoencoder_is_told(place: Path, capsys: pytest.CaptureFixture[
     digest = open_autoencoder(place / "vae").digest
     assert Decoder(str(other), digest)(z).shape == (2, 3, 4, 4)  # as they are
     assert "is not the autoencoder" in capsys.readouterr().err
-    assert Decoder(str(other), digest, asked=True)(z).shape == (2, 3, 16, 16)
+    asked = Decoder(str(other), digest, asked=True)
+    assert asked(z).shape == (2, 3, 16, 16)
+    data = open_latents(place / "latents", 2)
+    one, two = (decoded_gallery(data, by) for by in (Decoder(str(place / "vae"), digest), asked))
+    assert one.digest != two.digest, "statistics of pictures by one would be taken for those by the other"
     assert "is not the autoencoder" in capsys.readouterr().err
 
 

@@ -50,6 +50,12 @@ class Decoder:
         """Whether there is an autoencoder that can be opened."""
         return _opened(self, "cpu") is not None
 
+    @property
+    def used(self) -> str | None:
+        """The digest of the autoencoder that decodes, which may be another one; None if there is none."""
+        model = _opened(self, "cpu")
+        return None if model is None else model.digest
+
     def check(self) -> None:
         """Raise a ValueError if pictures are to be decoded and cannot be."""
         if not self.found:

@@ -50,7 +50,7 @@ def decoded_gallery(data: Latents, decoder: Decoder) -> Gallery:
     return Gallery(
         "decoded latents",
         len(data),
-        f"{data.digest}-{decoder.digest}",
+        f"{data.digest}-{decoder.used}",
         lambda rows: decoder(data.read(rows.cpu()).float()).clamp(-1.0, 1.0),
         data.label,
         None if about.classes is None or data.label is None else len(about.classes),

@@ -28,7 +28,7 @@ from saltus.recipes.experiment import Experiment
 from saltus.recipes.folder import SCORES, read_json, write_json
 from saltus.recipes.judged_images import ImageTruth, Scores, image_truth
 from saltus.recipes.progress import Progress
-from saltus.recipes.scoring import Scoring
+from saltus.recipes.scoring import Figure, Scoring
 from saltus.report import Cell, Table, figure
 from saltus.samplers import prior
 from saltus.streams import Streams
@@ -39,6 +39,7 @@ LEAST = 20
 """Fewer images than these are not scored."""
 OF_A_RUN = ("weights", "sampler")
 """Parts of a protocol in which runs that are compared differ."""
+AGREES: Figure = "agreement"
 FEW = 20
 """More classes than these are told by their mean and the worst."""
 
@@ -136,10 +137,7 @@ def scored(
             f"evaluate: {made.system.name} is no set of images, and its own judge looks at no features; "
             "leave out the options of scoring"
         )
-    if scoring.seeds < 1 or (scoring.count is not None and scoring.count < LEAST):
-        raise ValueError(
-            f"evaluate: expected at least 1 seed and {LEAST} samples, got {scoring.seeds} and {scoring.count}"
-        )
+    _check(scoring)
     device = made.world.device
     model = model.to(device)
     if made.teacher is not None:
@@ -152,6 +150,16 @@ def scored(
             f"evaluate: {made.method.name} has no sampler {' or '.join(scoring.samplers)} at steps "
             f"{', '.join(map(str, scoring.steps))}; choose others with --steps and --samplers"
         )
+    known = truth.network.head is not None and run.labels is not None
+    if not truth.metrics - (set() if known else {AGREES}):
+        raise ValueError(
+            "evaluate: expected figures that can be measured, got none: agreement needs labels and the small "
+            "classifier; choose others with --metrics"
+        )
+    left = [k for k in scoring.steps if k not in made.method.card.steps]
+    if left and scoring.steps != Scoring.steps:
+        some = ", ".join(map(str, left))
+        print(f"steps {some}: {made.method.name} is not sampled so, left out", file=sys.stderr)
     facts = _protocol(run, which)
     key = json.dumps([facts, digest_of(model.state_dict()), made.options(), asdict(scoring)], default=str)
     name = f".scored-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
@@ -160,6 +168,25 @@ def scored(
     if kept is not None:
         kept.unlink(missing_ok=True)
     return {"protocol": facts, "lines": [asdict(line) for line in lines]}
+
+
+def _check(scoring: Scoring) -> None:
+    """Raise a ValueError for numbers that mean nothing, before anything is drawn."""
+    asked = (
+        ("seeds", scoring.seeds, 1),
+        ("batch", scoring.batch, 1),
+        ("count", scoring.count, LEAST),
+        ("reference", scoring.reference, LEAST),
+    )
+    for name, value, least in asked:
+        if value is not None and value < least:
+            raise ValueError(f"evaluate: expected {name} of at least {least}, got {value}")
+    if scoring.resamples < 0 or scoring.resamples == 1:
+        raise ValueError(
+            f"evaluate: expected resamples of at least 2, or 0 for no intervals, got {scoring.resamples}"
+        )
+    if not 0.0 < scoring.level < 1.0:
+        raise ValueError(f"evaluate: expected a level between 0 and 1, got {scoring.level:g}; 0.95 is usual")
 
 
 def _protocol(run: Pass, which: str) -> dict[str, str]:
