@@ -101,6 +101,10 @@ def test_without_its_autoencoder_latents_are_shown_and_a_line_says_so(
         assert main(["sample", str(tmp_path / "run"), "--autoencoder", str(place / "vae")]) == 2
         said = capsys.readouterr().err
         assert "nothing is downloaded" in said and said.count("\n") == 1
+        assert main(["evaluate", str(tmp_path / "run"), "--features", "components", "--steps", "1"]) == 2
+        said = capsys.readouterr().err
+        assert "expected that of the latents, to decode them" in said
+        assert not (tmp_path / "run" / "scores.json").exists()
     finally:
         shutil.move(place / "moved", place / "vae")
         decoded._opened.cache_clear()

@@ -61,7 +61,7 @@ class Decoder:
         if not self.found:
             raise ValueError(
                 f"autoencoder {self.folder or '(unknown)'}: expected that of the latents, to decode them, "
-                "found none that can be opened; give its folder with --autoencoder"
+                "found none that can be opened; put it back, or give its folder with --autoencoder"
             )
 
     @property

@@ -45,7 +45,12 @@ def latent_judge(data: Latents) -> Judge:
 
 
 def decoded_gallery(data: Latents, decoder: Decoder) -> Gallery:
-    """The real images as the autoencoder gives them back: what the best of flows would draw."""
+    """The real images as the autoencoder gives them back: what the best of flows would draw.
+
+    Raises:
+        ValueError: if the autoencoder cannot be opened, for latents as they are have other figures.
+    """
+    decoder.check()
     about = data.manifest.about
     return Gallery(
         "decoded latents",
@@ -69,7 +74,6 @@ def pixel_judge(data: Latents, decoder: Decoder, scoring: Scoring = Scoring()) -
     Raises:
         ValueError: if the autoencoder cannot be opened.
     """
-    decoder.check()
     judge = image_judge(decoded_gallery(data, decoder), data.label is not None, scoring)
 
     def figures(drawn: Drawn) -> dict[str, float]:
