@@ -281,6 +281,20 @@ def test_corrupt_pictures_stop_the_reading_or_are_left_out_by_name(tmp_path: Pat
     assert left.digest != found.digest and not open_images(folder(tmp_path / "whole")).corrupt
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_picture_of_an_archive_is_left_out_however_it_is_packed(kind: int, tmp_path: Path) -> None:
+    place = tmp_path / "x.zip"
+    with zipfile.ZipFile(place, "w", kind) as made:
+        for k, x in enumerate(X):
+            made.writestr(f"{k}.png", encoded(x))
+        start = made.getinfo("1.png").header_offset + 30 + len("1.png")
+    damaged_bytes = bytearray(place.read_bytes())
+    damaged_bytes[start + 10 : start + 20] = bytes(10)
+    place.write_bytes(damaged_bytes)
+    found = open_images(place, corrupt=Corrupt.SKIP)
+    assert len(found) == 5 and [told.split()[0] for told in found.corrupt] == ["1.png"]
+
+
 def no_pictures(place: Path) -> Path:
     (place / "set").mkdir()
     return place / "set"
