@@ -65,7 +65,7 @@ COMMANDS = (
     Command("report", "draw a run as one page", "saltus.recipes.report", "report"),
     Command("recipes", "list what can be trained", "saltus.recipes.lists", "recipes"),
     Command("methods", "list every method with its card", "saltus.recipes.lists", "methods"),
-    Command("bench", "hold methods against an exact flow map", "saltus.recipes.bench", "bench", True),
+    Command("bench", "hold methods against exact flow maps, and digits", "saltus.recipes.bench", "bench", True),
     Command("doctor", "check this machine and the exact identities", "saltus.recipes.doctor", "doctor"),
 )
 

@@ -20,7 +20,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Row", "Series", "check_matplotlib", "density", "heat", "lines", "rows", "scatter", "tiles"]
+__all__ = [
+    "Dots",
+    "Row",
+    "Series",
+    "check_matplotlib",
+    "density",
+    "dots",
+    "heat",
+    "lines",
+    "rows",
+    "scatter",
+    "tiles",
+]
 
 T = TypeVar("T")
 
@@ -45,6 +57,15 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     reference: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One line of a dot plot: its label, a value for each name of a colour, and a limit or None."""
+
+    label: str
+    values: Mapping[str, float]
+    limit: float | None = None
 
 
 def pixels(images: Tensor, scale: int) -> np.ndarray:
@@ -168,14 +189,13 @@ def _tidy(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types
     axes.set_axisbelow(True)
 
 
-def _logarithmic(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types
-    """A logarithmic ordinate with plain numbers at 1, 2 and 5 of every decade."""
+def _logarithmic(axis: Any) -> None:  # noqa: ANN401 - matplotlib has no types
+    """Ticks of a logarithmic axis, plain numbers at 1, 2 and 5 of every decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def scatter(
@@ -230,7 +250,8 @@ def lines(
             style |= {"marker": "o"} if doubling and not line.reference else {}
             seen.setdefault(line.label, axes.plot(line.x, line.y, **style)[0])
         if logarithmic and all(y > 0 for line in series for y in line.y):
-            _logarithmic(axes)
+            axes.set_yscale("log")
+            _logarithmic(axes.yaxis)
         if doubling:
             ticks = sorted({x for line in series for x in line.x})
             axes.set_xscale("log", base=2)
@@ -260,4 +281,34 @@ def heat(panels: Mapping[str, Tensor], times: Tensor, path: Path, title: str) ->
         axes.set(xlabel="t", ylabel="s", aspect="equal")
         axes.set_title(name, fontsize=10)
     figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+
+
+def dots(panels: Mapping[str, Sequence[Dots]], path: Path, legend: str, title: str = "") -> None:
+    """Dot plots side by side: many labels from top to bottom, in the order of their first value, and a
+    logarithmic abscissa. A tick marks a limit; ``legend`` says what the colours are."""
+    longest = max(len(drawn) for drawn in panels.values())
+    figure = _figure(4.6 * len(panels), 1.2 + 0.19 * longest)
+    seen: dict[str, Any] = {}
+    for axes, (name, drawn) in _panels(figure, panels):
+        ordered = sorted(drawn, key=lambda d: next(iter(d.values.values())), reverse=True)
+        colours = list(dict.fromkeys(key for d in drawn for key in d.values))
+        for k, colour in enumerate(colours):
+            points = [(d.values[colour], y) for y, d in enumerate(ordered) if colour in d.values]
+            style = {"s": 18, "color": PALETTE[k % len(PALETTE)], "zorder": 3, "linewidths": 0}
+            seen.setdefault(colour, axes.scatter(*zip(*points, strict=True), **style))
+        limits = [(d.limit, y) for y, d in enumerate(ordered) if d.limit is not None]
+        if limits:
+            style = {"s": 60, "marker": "|", "color": "#8a8a94"}
+            seen.setdefault("at most", axes.scatter(*zip(*limits, strict=True), **style))
+        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
+        axes.set_ylim(-0.6, len(ordered) - 0.4)
+        axes.set_yticks(range(len(ordered)), [d.label for d in ordered], fontsize=7)
+        axes.set_title(name, fontsize=10)
+        _tidy(axes)
+    key = figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=len(seen), title=legend)
+    key.set_frame_on(False)
+    if title:
+        figure.suptitle(title, fontsize=11)
     figure.savefig(path)

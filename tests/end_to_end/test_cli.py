@@ -187,20 +187,6 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 jump" in said and "1 re-noised jump" in said and (tmp_path / "both.png").is_file()
 
 
-def test_bench_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "mixture", "--methods", "lsd", "ect", "--seeds", "0", "--steps", "2", "--batch", "16"]
-    command += ["--out", "found.jsonl"]
-    assert main(command) == 0
-    lines = Path("found.jsonl").read_text().splitlines()
-    Path("found.jsonl").write_text(lines[0] + "\n" + lines[1][:40])  # interrupted while it wrote
-    capsys.readouterr()
-    assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "ect, seed 0" in said and "lsd, seed 0" not in said
-    rows = [json.loads(x) for x in Path("found.jsonl").read_text().splitlines() if x.endswith("}")]
-    assert [r["method"] for r in rows] == ["lsd", "ect"] and set(rows[0]["rmse"]) == {"1", "2", "4"}
-
-
 def test_demo_judges_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--seconds", "0.1"]) == 1, "ten steps cannot have taught it"
     said = capsys.readouterr().out

@@ -33,14 +33,15 @@ AXES: dict[str, tuple[str, ...]] = {
     "states": ("states",),
     "times": ("times", "nodes"),
     "split": ("split", "near", "step", "warm_up"),
-    "legs": ("leg", "push"),
+    "legs": ("leg", "onward", "push"),
     "velocities": ("tangent", "velocity", "end", "teacher", "critic"),
     "target": ("target",),
     "gradient": ("gradient",),
     "error": ("weight",),
 }
 """The axes in the order of the table, and the fields of objectives that each of them shows."""
-ALWAYS = frozenset(name for group in AXES.values() for name in group) - {"coupling", "push", "target"}
+RARE = frozenset({"coupling", "onward", "push", "target"})
+ALWAYS = frozenset(name for group in AXES.values() for name in group) - RARE
 """Fields that are shown also where they have their default."""
 ALSO = "also"
 """The column for fields that are on no axis."""

@@ -1,0 +1,233 @@
+"""One training of one method on one problem, measured: what ``saltus bench`` repeats."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saltus
+from saltus.interpolants import Interpolant
+from saltus.maps import NetworkMap
+from saltus.methods import Method, Sampler, load
+from saltus.metrics import sliced_wasserstein
+from saltus.recipes.assemble import assemble
+from saltus.recipes.digits import FRECHET, digits
+from saltus.recipes.experiment import Experiment
+from saltus.recipes.images import system as digits_as_means
+from saltus.recipes.mixture import system as reference_problem
+from saltus.recipes.options import Network, Output, Training
+from saltus.recipes.sampling import draw
+from saltus.recipes.system import MAP_ERROR, Drawn, Judge
+from saltus.recipes.train import train
+from saltus.samplers import prior
+from saltus.streams import Streams
+from saltus.training import NonFiniteLoss
+
+__all__ = ["COUNTS", "DIGITS", "FULL", "IMAGES", "KINDS", "MIXTURE", "QUICK", "Problem", "code", "measure"]
+
+COUNTS = (1, 2, 4)
+FULL, QUICK = (2500, 1e-3), (300, 5e-3)
+"""Steps and learning rates that the cards' two thresholds refer to."""
+NOISE = 2**31
+"""First index of the evaluation's streams."""
+KINDS: dict[str, str] = {"rmse": MAP_ERROR, "sw": "sliced W2", "energy": "energy", "frechet": FRECHET}
+"""The figures of a result, and what judges call them."""
+
+BASE = "flow_matching"
+"""A method that every problem can be put together with."""
+
+Assemble = Callable[[str, Training, Output], Experiment]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What methods are held against.
+
+    Attributes:
+        name: in results.
+        title: in words.
+        make: (method, training, output) -> the experiment, in the method's plain form.
+        batch: rows of a step.
+        seeds: that are usual.
+        kinds: the figures that it has, keys of :data:`KINDS`.
+        bounded: whether the cards' thresholds and the yardsticks refer to it.
+    """
+
+    name: str
+    title: str
+    make: Assemble
+    batch: int
+    seeds: tuple[int, ...]
+    kinds: tuple[str, ...]
+    bounded: bool = False
+
+
+def _mixture(method: str, training: Training, output: Output) -> Experiment:
+    return assemble(reference_problem(), method, True, Network(), training, output, {})
+
+
+def _images(method: str, training: Training, output: Output) -> Experiment:
+    network = Network(backbone="residual-mlp")
+    return assemble(digits_as_means(), method, True, network, training, output, {})
+
+
+def _digits(method: str, training: Training, output: Output) -> Experiment:
+    lesson = min(3000, 2 * training.steps)
+    return digits(method, True, labels=False, teacher_steps=lesson, training=training, output=output)
+
+
+MIXED = ("rmse", "sw", "energy")
+MIXTURE = Problem("mixture", "Reference mixture", _mixture, 512, (0, 1, 2), MIXED, True)
+IMAGES = Problem("images", "500 digits as a mixture", _images, 256, (0,), MIXED)
+DIGITS = Problem("digits", "1,797 real digits", _digits, 256, (0,), ("frechet", "sw", "energy"))
+
+
+@cache
+def _sources() -> dict[str, bytes]:
+    """The package's files that a method's figures depend on, by module path; methods apart from the rest."""
+    apart = (
+        "recipes",
+        "page",
+        "export",
+        "teachers",
+        "data",
+        "cli.py",
+        "report.py",
+        "plots.py",
+        "__main__.py",
+    )
+    root = Path(saltus.__file__).parent
+    found = {path.relative_to(root): path for path in sorted(root.rglob("*.py"))}
+    return {name.as_posix(): path.read_bytes() for name, path in found.items() if name.parts[0] not in apart}
+
+
+@cache
+def code(name: str) -> str:
+    """A mark of the code that a method's figures depend on: the algebra and the method's own file.
+
+    Files of other methods, of recipes and of commands do not enter.
+    """
+    build = load(name).build
+    module = (build.func if isinstance(build, partial) else build).__module__
+    own = f"methods/{module.rpartition('.')[2]}.py"
+    seen = hashlib.sha256()
+    for path, text in _sources().items():
+        if not path.startswith("methods/") or path in (own, "methods/__init__.py"):
+            seen.update(path.encode() + b"\0" + text)
+    return seen.hexdigest()[:12]
+
+
+def _training(steps: int, lr: float, batch: int, seed: int) -> Training:
+    return Training(steps=steps, batch=batch, lr=lr, seed=seed, ema=(0.0,), precision="float32")
+
+
+@cache
+def _teacher(problem: Problem, steps: int, lr: float, batch: int, seed: int) -> NetworkMap:
+    """The velocity that a problem without an exact one is taught by: one for all methods of a seed."""
+    made = problem.make("lmd", _training(steps, lr, batch, seed), Output(quiet=True))
+    assert made.first is not None, "only a problem without an exact velocity has a teacher of its own"
+    model = train(made.first, None)
+    assert model is not None, "a bench is one process"
+    return model.requires_grad_(False)
+
+
+def experiment(
+    name: str, seed: int, steps: int, lr: float, batch: int, problem: Problem = MIXTURE
+) -> Experiment:
+    """What is trained; its teacher, if it needs one that must be trained, is."""
+    made = problem.make(name, _training(steps, lr, batch, seed), Output(quiet=True))
+    return made if made.first is None else made.under(_teacher(problem, steps, lr, batch, seed))
+
+
+def measure(
+    name: str, seed: int, steps: int, lr: float, batch: int, problem: Problem = MIXTURE
+) -> dict[str, Any]:
+    """Train one method with one seed and measure its map: a line of the results.
+
+    Figures that are not finite are None; a training whose loss is not finite has none at all.
+    """
+    made = experiment(name, seed, steps, lr, batch, problem)
+    begin = time.perf_counter()
+    try:
+        model = train(made, None)
+    except NonFiniteLoss:
+        model = None
+    seconds = time.perf_counter() - begin
+    found: dict[int, dict[str, float | None]] = {}
+    if model is not None:
+        found = {k: _figures(made, model, k, problem) for k in COUNTS if k in made.method.card.steps}
+    return {
+        "problem": problem.name,
+        "method": name,
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "batch": batch,
+        **{kind: _by_steps(made.method, kind, found) for kind in problem.kinds},
+        "seconds": seconds,
+        "torch": torch.__version__,
+        "code": code(name),
+    }
+
+
+def _by_steps(
+    method: Method, kind: str, found: Mapping[int, Mapping[str, float | None]]
+) -> dict[str, float | None]:
+    """One figure by number of steps. Fresh noise after a jump leaves no map to compare with."""
+    fresh = method.card.sampler is Sampler.RENOISE and kind == "rmse"
+    known = {str(k): figures.get(KINDS[kind]) for k, figures in found.items() if k == 1 or not fresh}
+    return known if found else {"1": None}
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """The noise that every map of a problem is asked about, who judges, and the real images, if there are."""
+
+    judge: Judge
+    rng: Streams
+    x0: Tensor
+    real: Tensor | None
+
+    def figures(self, x: Tensor) -> dict[str, float]:
+        """Of samples of that noise, by the judge's names."""
+        found = self.judge.figures(Drawn(self.x0, x))
+        if self.real is not None:  # and what the judge of images leaves out, pixel by pixel
+            found["sliced W2"] = float(sliced_wasserstein(x, self.real))
+        return found
+
+
+_EXAMINATIONS: dict[tuple[Problem, str], Examination] = {}
+
+
+def _examination(problem: Problem, interpolant: Interpolant) -> Examination:
+    """One for all methods on an interpolant: the exact map is solved for once."""
+    key = (problem, repr(interpolant))
+    if key not in _EXAMINATIONS:
+        _EXAMINATIONS[key] = _prepared(problem, interpolant)
+    return _EXAMINATIONS[key]
+
+
+def _prepared(problem: Problem, interpolant: Interpolant) -> Examination:
+    system = problem.make(BASE, Training(), Output()).system
+    judge = system.judge()
+    rng = Streams(0, index=torch.arange(NOISE, NOISE + judge.count))
+    gallery = system.gallery() if system.gallery is not None else None
+    real = None if gallery is None else gallery.images(torch.arange(gallery.count))
+    return Examination(judge, rng, prior(rng, system.shape, interpolant), real)
+
+
+def _figures(made: Experiment, model: NetworkMap, k: int, problem: Problem) -> dict[str, float | None]:
+    exam = _examination(problem, made.interpolant)
+    x = draw(model, made.method.card, exam.x0, k, None, exam.rng, made.interpolant)
+    if not bool(x.isfinite().all()):
+        return {}
+    return {name: v if math.isfinite(v) else None for name, v in exam.figures(x).items()}

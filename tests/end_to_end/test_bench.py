@@ -1,0 +1,155 @@
+"""``saltus bench`` goes on where it was, holds methods against what they should reach, and says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from saltus.cli import main
+from saltus.methods import discover
+from saltus.recipes import bench, trials
+from saltus.recipes.trials import FULL, IMAGES, MIXTURE, Problem, code
+from saltus.recipes.yardsticks import MARGIN, YARDSTICKS, Yardstick
+
+FEW = ["--seeds", "0", "--steps", "2", "--batch", "16"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(path: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.endswith("}")]
+
+
+def test_bench_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """After an interruption while it wrote; the figures are those of an undisturbed one."""
+    command = ["bench", "mixture", "--methods", "lsd", "ect", *FEW, "--out", "found.jsonl"]
+    assert main(command) == 0
+    whole = written("found.jsonl")
+    lines = Path("found.jsonl").read_text().splitlines()
+    Path("found.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "ect, seed 0" in said and "lsd, seed 0" not in said and Path("found.png").is_file()
+    rows = written("found.jsonl")
+    assert [r["method"] for r in rows] == ["lsd", "ect"]
+    for kind, counts in (("rmse", {"1", "2", "4"}), ("sw", {"1", "2", "4"}), ("energy", {"1", "2", "4"})):
+        assert rows[0][kind] == whole[0][kind] and set(rows[0][kind]) == counts  # type: ignore[call-overload]
+        assert rows[1][kind] == whole[1][kind]
+    assert set(rows[1]["rmse"]) == {"1"}, "re-noised samples have no map to compare with"  # type: ignore[call-overload]
+
+
+def result(name: str, seed: int, rmse: Mapping[str, float | None], **others: object) -> dict[str, object]:
+    row = {"problem": "mixture", "method": name, "seed": seed, "steps": FULL[0], "lr": FULL[1], "batch": 512}
+    far = {"rmse": rmse, "sw": {"1": 9.0}, "energy": {"1": 9.0}}
+    return row | far | {"seconds": 1.0, "torch": "", "code": code(name)} | others
+
+
+def held(rows: list[dict[str, object]], *options: str) -> int:
+    """The exit status of a bench whose results are there already."""
+    Path("b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = list(dict.fromkeys(str(row["method"]) for row in rows))
+    seeds = sorted({str(row["seed"]) for row in rows})
+    return main(["bench", "mixture", "--methods", *names, "--seeds", *seeds, "--out", "b.jsonl", *options])
+
+
+def test_the_mean_of_the_seeds_is_held_against_the_yardstick(capsys: pytest.CaptureFixture[str]) -> None:
+    """At every number of steps that has a figure; one seed may be above."""
+    assert YARDSTICKS["ctm"].limits == pytest.approx(
+        {k: MARGIN * v for k, v in YARDSTICKS["ctm"].rmse.items()}
+    )
+    good: dict[str, float | None] = {"1": 0.2, "2": 0.19, "4": 0.18}
+    assert held([result("ctm", 0, good), result("ctm", 1, good | {"4": 0.19})]) == 0
+    assert "holds" in capsys.readouterr().out
+    assert held([result("ctm", 0, good), result("ctm", 1, good | {"4": 0.21})]) == 1
+    assert "MISSED at 4" in capsys.readouterr().out
+    assert held([result("ctm", 0, good | {"1": 0.29})]) == 1, "the card's bound is 0.28, the yardstick's 0.33"
+    assert held([result("ctm", 0, good | {"1": 0.27})]) == 0
+    assert held([result("flow_matching", 0, {"1": 2.0})]) == 0, "no bound, no yardstick"
+
+
+def test_what_diverged_has_no_figure_and_misses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert held([result("lsd", 0, {"1": 0.2, "2": 0.2, "4": 0.2}), result("lsd", 1, {"1": None})]) == 1
+    said = capsys.readouterr().out
+    assert "diverges" in said and "MISSED at 1 2 4" in said
+
+
+def test_methods_without_coupling_are_judged_by_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(YARDSTICKS, "endpoint", Yardstick({1: 3.0}, {1: 0.1}, coupled=False))
+    assert held([result("endpoint", 0, {"1": 3.0}, sw={"1": 0.149})]) == 0
+    assert held([result("endpoint", 0, {"1": 0.1}, sw={"1": 0.151})]) == 1
+
+
+def test_results_of_other_code_are_marked_and_trained_again_if_wanted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure(
+        name: str, seed: int, steps: int, lr: float, batch: int, problem: Problem
+    ) -> dict[str, object]:
+        asked.append((name, seed))
+        return result(name, seed, {"1": 0.25})
+
+    monkeypatch.setattr(bench, "measure", measure)
+    old = [result("boot", 0, {"1": 0.26}, code="before"), result("tbcm", 0, {"1": 0.26})]
+    assert held(old) == 0 and not asked
+    said = capsys.readouterr().out
+    assert "boot *" in said and "tbcm *" not in said and "--fresh" in said
+    assert held(old, "--fresh") == 0 and asked == [("boot", 0)]
+    assert "*" not in capsys.readouterr().out
+
+
+def test_the_mark_of_the_code_follows_the_algebra_and_the_methods_own_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = dict(trials._sources())
+    assert "methods/lsd.py" in sources and not [
+        p for p in sources if p.startswith(("recipes", "page", "cli"))
+    ]
+    marks = {name: code(name) for name in ("lsd", "psd", "psd_midpoint")}
+    for path, moved in {
+        "methods/lsd.py": {"lsd"},
+        "methods/psd.py": {"psd", "psd_midpoint"},
+        "times.py": set(marks),
+        "methods/__init__.py": set(marks),
+    }.items():
+        monkeypatch.setattr(trials, "_sources", lambda path=path: sources | {path: b"changed"})
+        code.cache_clear()
+        assert {name for name in marks if code(name) != marks[name]} == moved
+    code.cache_clear()
+
+
+def test_the_short_form_is_the_one_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 steps at 5e-3 and seed 0, held against the cards' quick bounds."""
+    asked = []
+
+    def measure(name: str, *rest: object) -> dict[str, object]:
+        asked.append((name, *rest))
+        limit = discover()[name].card.quick_threshold
+        assert limit is not None
+        value = 0.99 * limit if name == "lsd" else 1.01 * limit
+        return result(name, 0, {"1": value}, steps=300, lr=5e-3)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    assert main(["bench", "mixture", "--short", "--methods", "lsd", "--out", "s.jsonl"]) == 0
+    assert asked == [("lsd", 0, 300, 5e-3, 512, MIXTURE)]
+    assert main(["bench", "mixture", "--short", "--methods", "boot", "--out", "s.jsonl"]) == 1
+
+
+def test_digits_are_judged_as_a_mixture_and_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Students of a trained teacher too; the teacher is trained once."""
+    asked = ["--methods", "lsd", "lmd", *FEW, "--out", "d.jsonl"]
+    assert main(["bench", "digits", *asked]) == 0
+    said = capsys.readouterr().out
+    assert IMAGES.title in said and "1,797 real digits" in said and "Fréchet 1" in said
+    rows = {(row["problem"], row["method"]): row for row in written("d.jsonl")}
+    assert set(rows) == {(p, m) for p in ("images", "digits") for m in ("lsd", "lmd")}
+    assert "rmse" in rows["images", "lmd"] and "rmse" not in rows["digits", "lmd"]
+    assert rows["digits", "lsd"]["frechet"] != rows["digits", "lmd"]["frechet"]
