@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from saltus.methods import Need, Sampler, discover
-from saltus.recipes.bench import IMAGES, measure
+from saltus.recipes.trials import IMAGES, measure
 
 FEW = (200, 3e-3, 64)
 NOISE = 8.3

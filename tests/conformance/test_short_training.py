@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from saltus.methods import Sampler, discover
-from saltus.recipes.bench import QUICK, measure
+from saltus.recipes.trials import QUICK, measure
 
 METHODS = discover()
 EULER = 1.97

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import saltus
+
 from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
 from saltus.methods import Method, Sampler, load
@@ -105,7 +105,7 @@ def _sources() -> dict[str, bytes]:
         "plots.py",
         "__main__.py",
     )
-    root = Path(saltus.__file__).parent
+    root = Path(__file__).resolve().parents[1]
     found = {path.relative_to(root): path for path in sorted(root.rglob("*.py"))}
     return {name.as_posix(): path.read_bytes() for name, path in found.items() if name.parts[0] not in apart}
 
