@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ __all__ = [
     "Seen",
     "System",
     "Towards",
+    "Undecided",
     "first",
     "gaussian",
     "loss",
@@ -176,6 +178,21 @@ class Perturbed(nn.Module):
         return x + like(t - s, x) * self.average(x, s, t, cond)
 
 
+class Undecided(nn.Module):
+    """D = 0, the best discriminator where what is made has the law of what is real, though it can learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Condition | None = None, start: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """0, [B, 1]."""
+        seen = x if start is None else x + start[0]
+        return self.gain * torch.tanh(seen.flatten(1).sum(1, keepdim=True))
+
+
 def streams(rows: int, seed: int = 0) -> Streams:
     """Streams in float64 for rows 0, 1, ..."""
     return Streams(seed=seed, index=torch.arange(rows), dtype=torch.float64)
@@ -209,11 +226,11 @@ def objective_of(built: Objective | Game) -> Objective:
 
 def wired(method: Method, student: Perturbed, system: System, **options: object) -> Objective | Game:
     """A method on a perturbed map; its teacher is the exact velocity, its critic knows the student's own,
-    which is the best one at the exact map, also that of another law. Of stages, the first."""
+    which is the best one at the exact map, also that of another law; its discriminator is the best one at the
+    exact map. Of stages, the first."""
     critic = Perturbed(system.exact, student.c.detach(), basis=student.basis)
-    built: Objective | Game | Stages = method.wired(
-        student, teacher=system.velocity, critic=critic, **options
-    )
+    players: dict[str, Any] = {"teacher": system.velocity, "critic": critic, "discriminator": Undecided()}
+    built: Objective | Game | Stages = method.wired(student, **players, **options)
     return first(built)
 
 

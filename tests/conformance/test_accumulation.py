@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from systems import Undecided
 from test_resume import network, source, velocity
 from torch import Tensor
 
@@ -38,7 +39,8 @@ def played(name: str, accumulate: int, options: dict[str, object]) -> dict[str, 
     needs, taken = method.card.needs, inspect.signature(method.build).parameters
     student = network(0, ("v",) if Need.HEAD in needs else (), Need.LABELS in needs)
     options = options | ({"cells": 4} if "cells" in taken else {})
-    built = method.wired(student, teacher=velocity, critic=network(1), **options)
+    others = {"critic": network(1), "discriminator": Undecided()}
+    built = method.wired(student, teacher=velocity, **others, **options)
     steps = STEPS if isinstance(built, Stages) else 2
     run = fit(
         as_game(built, student),

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from formulas import PROGRESS, Model, P
-from systems import Perturbed, System, first, gaussian, loss, mixture, pairs, streams, unfold
+from systems import Perturbed, System, Undecided, first, gaussian, loss, mixture, pairs, streams, unfold
 from test_where_gradients_flow import ROWS, difference, directions, gradient, students, sum_of
 from torch import Tensor, nn
 
@@ -336,7 +336,8 @@ def played(name: str) -> tuple[AverageVelocity, Asked, Game]:
     critic = deepcopy(student)
     for p in critic.parameters():
         p.data = p.data + 0.1
-    built = first(method.wired(student, teacher=teacher, critic=critic, **method.card.plain))
+    others = {"critic": critic, "discriminator": Undecided()}
+    built = first(method.wired(student, teacher=teacher, **others, **method.card.plain))
     return student, teacher, as_game(built, student)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from systems import Perturbed, first, gaussian, objective_of, pairs, streams, unfold
+from systems import Perturbed, Undecided, first, gaussian, objective_of, pairs, streams, unfold
 from test_published_constants import U, Z, default
 from torch import Tensor
 
@@ -30,8 +30,8 @@ C = torch.linspace(-0.2, 0.3, 8, dtype=torch.float64)
 def built(name: str, **options: object) -> Any:  # noqa: ANN401 - what the method returns
     """A method with its defaults on a perturbed map."""
     student = Perturbed(SYSTEM.exact, C)
-    critic = Perturbed(SYSTEM.exact, -C)
-    return load(name).wired(student, teacher=SYSTEM.velocity, critic=critic, **options)
+    others = {"critic": Perturbed(SYSTEM.exact, -C), "discriminator": Undecided()}
+    return load(name).wired(student, teacher=SYSTEM.velocity, **others, **options)
 
 
 def objective(name: str, **options: object) -> Any:  # noqa: ANN401 - of some class
@@ -202,7 +202,8 @@ def test_a_teacher_of_another_shape_is_refused(name: str, shape: tuple[int, ...]
 
     system = gaussian()
     student = Perturbed(system.exact, C)
-    game = first(load(name).wired(student, teacher=wrong, critic=deepcopy(student)))
+    others = {"critic": deepcopy(student), "discriminator": Undecided()}
+    game = first(load(name).wired(student, teacher=wrong, **others))
     batch, rng = pairs(system, 32)
     batch = replace(batch, cond=Condition(label=torch.zeros(32, dtype=torch.int64)))
     if isinstance(game, Game) and game.prepare is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from systems import Perturbed, first, gaussian, objective_of, unfold
+from systems import Perturbed, Undecided, first, gaussian, objective_of, unfold
 from torch import Tensor
 
 from saltus.exact import reference_mixture
@@ -63,7 +63,8 @@ def values(name: str, teacher: Velocity, w: float) -> list[Tensor]:
     options = {**method.card.plain, **{k: None for k in taken if k.endswith("_interval")}}
     student = Perturbed(gaussian().exact, torch.linspace(-0.2, 0.3, 8, dtype=torch.float64))
     critic = deepcopy(student)
-    built = first(method.wired(student, teacher=teacher, critic=critic, guidance=Always(w), **options))
+    others = {"critic": critic, "discriminator": Undecided()}
+    built = first(method.wired(student, teacher=teacher, **others, guidance=Always(w), **options))
     rng = Streams(0, index=torch.arange(32), dtype=torch.float64)
     x1, label = LAW.sample(rng)
     batch = Batch(rng.normal("x0", 2), x1, Condition(label=label), torch.tensor(0.3).double())

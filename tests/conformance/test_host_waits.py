@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from systems import Undecided
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -142,7 +143,10 @@ def game(name: str, device: torch.device) -> tuple[nn.Module, Game | Stages]:
     student = initialised(0, make).to(device)
     teacher, critic = (deepcopy(student).requires_grad_(k > 0) for k in range(2))
     return student, as_game(
-        method.wired(student, teacher=teacher.velocity, critic=critic), student
+        method.wired(
+            student, teacher=teacher.velocity, critic=critic, discriminator=Undecided().to(device)
+        ),
+        student,
     )
 
 

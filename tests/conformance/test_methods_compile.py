@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from systems import first
+from systems import Undecided, first
 from torch import Tensor
 
 from saltus.autodiff import compiled
@@ -39,7 +39,8 @@ def test_compiled_loss_equals_eager(name: str) -> None:
         for k, p in enumerate(student.parameters()):  # at the start the output is zero: much is hidden
             p.copy_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k), dtype=p.dtype))
     teacher, critic = (deepcopy(student).requires_grad_(k > 0) for k in range(2))
-    built = first(method.wired(student, teacher=teacher.velocity, critic=critic))
+    others = {"critic": critic, "discriminator": Undecided()}
+    built = first(method.wired(student, teacher=teacher.velocity, **others))
     move = as_game(built, student).moves[0]
     loss = LossModule(move)
     rng = Streams(0, index=torch.arange(ROWS), dtype=torch.float64)

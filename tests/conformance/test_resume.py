@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from systems import Undecided
 from torch import Tensor, nn
 
 from saltus.games import Artifact, Follow, Freeze, Game, Move, Stage, Stages, as_game
@@ -150,7 +151,8 @@ def of_method(method: Method, learned: bool) -> tuple[nn.Module, Built]:
     options: dict[str, object] = {"cells": 4} if "cells" in taken else {}
     if learned and "weight" in taken:
         options["weight"] = LearnedLogVariance(features=3)
-    return student, method.wired(student, teacher=velocity, critic=network(1), **options)
+    others = {"critic": network(1), "discriminator": Undecided()}
+    return student, method.wired(student, teacher=velocity, **others, **options)
 
 
 def boundaries(built: Built) -> set[int]:

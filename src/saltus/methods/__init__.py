@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from saltus.adversaries import Discriminator
 from saltus.typing import FlowMap, Velocity
 
 __all__ = ["Card", "Cost", "Method", "Need", "Sampler", "discover", "load"]
@@ -30,6 +31,7 @@ class Need(Enum):
     TARGET = "EMA target"
     HEAD = "second head"
     CRITIC = "critic"
+    DISCRIMINATOR = "discriminator"
     LABELS = "labels"
 
 
@@ -92,6 +94,9 @@ class Card:
             no clipping, linear interpolant, a moving average that 2,500 steps outlive); tests and
             the mixture benchmark use it.
         second_hand: constants and formulas that are not from a primary source.
+        pairs: whether its discriminator, if it needs one, judges jumps by their ends and their starts.
+        rectifies: whether it learns a straighter flow than its teacher's, that of the pairs which the
+            teacher's flow makes; the exact map of the teacher is then not its stationary point.
     """
 
     title: str
@@ -106,6 +111,8 @@ class Card:
     bias: str | None = None
     plain: Mapping[str, Any] = field(default_factory=dict)
     second_hand: tuple[str, ...] = ()
+    pairs: bool = False
+    rectifies: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class Method:
         *,
         teacher: Velocity | None = None,
         critic: FlowMap | None = None,
+        discriminator: Discriminator | None = None,
         **options: Any,  # noqa: ANN401 - the function's own
     ) -> Any:  # noqa: ANN401 - an Objective, a Game or Stages
         """What the function returns for these players; those that the card does not need are left out.
@@ -129,7 +137,11 @@ class Method:
         Raises:
             ValueError: if a player that the card needs is missing.
         """
-        players = {Need.TEACHER: ("teacher", teacher), Need.CRITIC: ("critic", critic)}
+        players = {
+            Need.TEACHER: ("teacher", teacher),
+            Need.CRITIC: ("critic", critic),
+            Need.DISCRIMINATOR: ("discriminator", discriminator),
+        }
         for need, (role, player) in players.items():
             if need not in self.card.needs:
                 continue

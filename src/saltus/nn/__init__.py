@@ -14,6 +14,7 @@ from torch import nn
 
 from saltus.nn.adapters import GuidanceAdapters
 from saltus.nn.ddpmpp import DDPMpp
+from saltus.nn.discriminator import BlockFeatures, Discriminator, heads_on
 from saltus.nn.dit import DiT
 from saltus.nn.edm2 import EDM2
 from saltus.nn.mlp import MLP, ResidualMLP
@@ -23,13 +24,16 @@ __all__ = [
     "BACKBONES",
     "EDM2",
     "MLP",
+    "BlockFeatures",
     "DDPMpp",
     "DiT",
+    "Discriminator",
     "GuidanceAdapters",
     "Network",
     "ResidualMLP",
     "UNet",
     "build",
+    "heads_on",
     "parameter_count",
 ]
 

@@ -3,12 +3,15 @@
 :class:`Diagonal` learns the velocity, u_{t,t} = b_t. The trajectory losses make u_{s,t} its average:
 :class:`Lagrangian` (a split near t), :class:`Eulerian` (near s), :class:`Composition` (in between)
 and :class:`Endpoint` (none). :class:`Distribution` matches the law of the student's samples instead, beside a
-critic that learns :class:`OnSamples`. :class:`Sum` adds losses, on rows of their own or on the same.
+critic that learns :class:`OnSamples`; :class:`Adversarial` beside a discriminator that learns
+:class:`Discrimination`. :class:`OnFlow`, :class:`OnStored` and :class:`Renewed` give another objective
+the pairs of a flow. :class:`Sum` adds losses, on rows of their own or on the same.
 """
 
+from saltus.objectives.adversarial import Adversarial, Discrimination, Real
 from saltus.objectives.composition import Composition
 from saltus.objectives.diagonal import Diagonal
-from saltus.objectives.distribution import Distribution, OnSamples
+from saltus.objectives.distribution import Distribution, OnSamples, PerResidual
 from saltus.objectives.endpoint import Endpoint
 from saltus.objectives.eulerian import Eulerian
 from saltus.objectives.lagrangian import Lagrangian
@@ -16,12 +19,17 @@ from saltus.objectives.sum import Part, Sum
 
 __all__ = [
     "Composition",
+    "Adversarial",
     "Diagonal",
     "Distribution",
     "Endpoint",
+    "Discrimination",
     "Eulerian",
     "Lagrangian",
     "OnSamples",
     "Part",
     "Sum",
 ]
+    "PerResidual",
+    "Real",
+    "Renewed",

@@ -15,6 +15,7 @@ from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
 from saltus.methods import Method, Need
+from saltus.nn import Discriminator, heads_on
 from saltus.recipes.averages import table
 from saltus.recipes.judged_by_teacher import TeacherTruth
 from saltus.recipes.machine import joined
@@ -38,6 +39,8 @@ DROPOUT = 0.1
 """The rate at which labels are dropped where guidance needs it."""
 TEACHER = "teacher"
 """The folder of a run's own teacher in its run folder, and the word for another one in its options."""
+SHAPE = "shape"
+"""The parameter of a method that keeps samples, such as pairs that its teacher made."""
 CORRECTION = "correction_interval"
 """The parameter of a method that guides a part of it on an interval of its own."""
 
@@ -196,6 +199,23 @@ class Experiment:
 
         return self._trained(built(critic, self.world, outline=chosen.build))
 
+    def discriminator(self) -> Discriminator:
+        """Heads on the frozen features of the teacher, or on those of a network like the student's, which
+        then learn with them, where no teacher of its kind is on the method's path."""
+        teacher, pairs, seed = self.teacher, self.method.card.pairs, self.training.seed
+        if teacher is not None and teacher.run.spec.foreign is None:
+            if teacher.suits(teacher.run.spec, self.interpolant):
+                twin, model = teacher.run.model, teacher.placed(self.world).run.model
+                return initialised(  # small, and the same on every process, which all hold it whole
+                    seed + 2, lambda: heads_on(model, self.spec.shape, pairs=pairs, twin=twin)
+                )
+        spec = replace(self.spec, heads=())
+
+        def learned() -> Discriminator:
+            return heads_on(spec.build(), spec.shape, pairs=pairs, learned=True)
+
+        return built(lambda: initialised(seed + 2, learned), self.world, outline=learned)
+
     def _trained(self, network: NetworkMap) -> NetworkMap:
         """The same, as the machine's options want what trains."""
         if self.training.machine.recompute:
@@ -221,6 +241,11 @@ class Experiment:
         """Whether a critic plays too."""
         return Need.CRITIC in self.method.card.needs
 
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether a discriminator plays too."""
+        return Need.DISCRIMINATOR in self.method.card.needs
+
     def game(self, student: NetworkMap, critic: NetworkMap | None = None) -> Game | Stages:
         """The method's players, in stages if it has any; the critic is :meth:`critic` unless given."""
         options = {**self.arguments, **(self.method.card.plain if self.plain else {})}
@@ -232,11 +257,14 @@ class Experiment:
         if self.guidance is not None:
             options["guidance"] = GuidanceInput(self.guidance)
         taken = inspect.signature(self.method.build).parameters
+        if SHAPE in taken:
+            options[SHAPE] = self.system.shape
         if self.interval is not None and CORRECTION in taken:
             low, high = taken[CORRECTION].default
             options[CORRECTION] = (max(low, self.interval[0]), max(low, min(high, self.interval[1])))
-        built = self.method.wired(student, teacher=self.velocity(), critic=critic, **options)
-        return reprojecting(emphasised(as_game(built, student), self.jump_weight))
+        others = {"discriminator": self.discriminator()} if self.has_discriminator else {}
+        made = self.method.wired(student, teacher=self.velocity(), critic=critic, **others, **options)
+        return reprojecting(emphasised(as_game(made, student), self.jump_weight))
 
     def fit(self, student: NetworkMap, game: Game | Stages | None = None) -> Fit:
         """The loop over the game, which is :meth:`game` unless given."""

@@ -1,0 +1,256 @@
+"""Samples of the student that carry gradient: what losses on the law of samples look at.
+
+A trajectory loss asks for jumps at states that are given; a loss on a law asks for samples, and says nothing
+of how they are made. A :class:`Maker` makes them, and its last jumps are live.
+
+References:
+    Yin et al., "Improved distribution matching distillation" (DMD2), 2024, arXiv 2405.14867 (backward
+    simulation: the input of every step is the student's own output, re-noised).
+    Sauer et al., "Fast high-resolution image synthesis with latent adversarial diffusion distillation",
+    2024, arXiv 2403.12015 (one jump from noised data).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from saltus.guidance import GuidanceInput, LabelDropout
+from saltus.interpolants import Interpolant
+from saltus.states import DataStates, PriorStates, State, States
+from saltus.streams import Streams
+from saltus.tensors import full_like_rows, like
+from saltus.times import Law, Uniform
+from saltus.typing import Batch, Condition, Draws, FlowMap
+
+__all__ = [
+    "Chain",
+    "FixedStops",
+    "FromPrior",
+    "Made",
+    "Maker",
+    "OneJump",
+    "RandomStops",
+    "Renoising",
+    "Stops",
+    "draw_samples",
+    "make_samples",
+    "renoised",
+]
+
+
+class Made(NamedTuple):
+    """Samples, and where the last jump to them began.
+
+    Attributes:
+        x: the samples, live, [n, ...].
+        t: their time, [n]; 1 is data.
+        start: the state that the last jump left, stopped.
+        s: its time, [n].
+    """
+
+    x: Tensor
+    t: Tensor
+    start: State
+    s: Tensor
+
+
+class Maker(Protocol):
+    """How samples are made of a batch; a value whose randomness is drawn beforehand."""
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """Times and noises."""
+        ...
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        """The samples; the batch's condition is the student's."""
+        ...
+
+
+def renoised(interpolant: Interpolant, x: Tensor, m: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """A state at time m [n] with as much fresh noise as makes it one at t <= m [n]:
+
+        x_t = a x_m + c n,   a = beta_t/beta_m,   c^2 = alpha_t^2 - a^2 alpha_m^2.
+
+    If x_m has the law of I_m, x_t has that of I_t. At m = 1 it is alpha_t n + beta_t x.
+    """
+    here, there = interpolant(m), interpolant(t)
+    a = there.beta / here.beta
+    c = torch.sqrt((there.alpha.square() - (a * here.alpha).square()).clamp(min=0.0))
+    return (like(a, x) * x + like(c, x) * noise.to(x.dtype)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class FromPrior:
+    """X_{0,1}(alpha_0 x0): one jump from the prior to the data."""
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """Nothing: x0 is the batch's."""
+        return {}
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        s = full_like_rows(0.0, batch.x0)
+        return _last(student, PriorStates()(batch, interpolant, s, None), s, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class OneJump:
+    """X_{s,1}(x_s) from states at times of a law.
+
+    Attributes:
+        states: where x_s comes from: data at the time s, a roll-out of the student's own jumps.
+        times: the law of s.
+    """
+
+    states: States = DataStates()
+    times: Law = Uniform()
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """The start s, [B], stratified over the global batch."""
+        return {"s": self.times(rng.stratified("s")).clamp(0.0, 1.0)}
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        s = draws["s"]
+        assert isinstance(s, Tensor)
+        start = self.states(batch, interpolant, s, None)
+        return _last(student, start, s, batch)
+
+
+class Stops(Protocol):
+    """Where a way through several jumps stops: ascending times [B, K], the first of them 0."""
+
+    def __call__(self, rng: Streams) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FixedStops:
+    """The same times for every row: (0, 1/4, 1/2, 3/4), say."""
+
+    times: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
+        if not self.times or self.times[0] != 0.0 or not ascending or self.times[-1] >= 1.0:
+            raise ValueError(f"stops: expected ascending times from 0 to below 1, got {self.times}")
+
+    def __call__(self, rng: Streams) -> Tensor:
+        row = torch.tensor(self.times, dtype=rng.dtype)
+        return row.expand(len(rng.index), -1).to(rng.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class RandomStops:
+    """0 and ``count`` - 1 ordered times of a law, of each row its own."""
+
+    count: int = 4
+    law: Law = Uniform()
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"stops: expected at least 1, the prior, got {self.count}")
+
+    def __call__(self, rng: Streams) -> Tensor:
+        inner = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0).sort(dim=1).values
+        return torch.cat([inner.new_zeros(len(inner), 1), inner], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Renoising:
+    """Several steps by re-noising of which one is live: backward simulation.
+
+    From the prior the student jumps to the data at each stop and its sample is noised anew to the next one,
+    without gradient. Each row leaves at a stop of its own, drawn evenly; its jump from there is live. So the
+    student learns from the states that it will see, and one network call carries gradient.
+
+    Attributes:
+        stops: the times of the steps.
+    """
+
+    stops: Stops = FixedStops()
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """The stops [B, K], the one that each row leaves at, int64 [B], and K - 1 noises [B, K - 1, ...]."""
+        stops = self.stops(rng)
+        count = stops.shape[1]
+        draws: Draws = {"stops": stops, "exit": rng.integers("exit", count)}
+        if count > 1:
+            draws["noise"] = rng.normal("noise", count - 1, *batch.x0.shape[1:])
+        return draws
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        stops, leave = draws["stops"], draws["exit"]
+        assert isinstance(stops, Tensor) and isinstance(leave, Tensor)
+        s = stops[:, 0]
+        x = PriorStates()(batch, interpolant, s, None).x
+        one = torch.ones_like(s)
+        with torch.no_grad():
+            for k in range(1, stops.shape[1]):
+                noise = draws["noise"]
+                assert isinstance(noise, Tensor)
+                sample = student(x, s, one, batch.cond)
+                on = renoised(interpolant, sample, one, stops[:, k], noise[:, k - 1])
+                goes = leave >= k
+                x, s = torch.where(like(goes, x), on, x), torch.where(goes, stops[:, k], s)
+        return _last(student, State(x), s, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """X_{t_K,1} o ... o X_{0,t_2}: jumps from the prior through every stop to the data, all of them live.
+
+    Attributes:
+        stops: their times.
+    """
+
+    stops: Stops
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """The stops, [B, K]."""
+        return {"stops": self.stops(rng)}
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        stops = draws["stops"]
+        assert isinstance(stops, Tensor)
+        s = stops[:, 0]
+        x = PriorStates()(batch, interpolant, s, None).x
+        for k in range(1, stops.shape[1]):
+            x, s = student(x, s, stops[:, k], batch.cond), stops[:, k]
+        return Made(student(x, s, torch.ones_like(s), batch.cond), torch.ones_like(s), State(x.detach()), s)
+
+
+def _last(student: FlowMap, start: State, s: Tensor, batch: Batch) -> Made:
+    """The live jump to the data."""
+    one = torch.ones_like(s)
+    return Made(student(start.x, s, one, batch.cond), one, start, s)
+
+
+def draw_samples(
+    maker: Maker, guidance: LabelDropout | GuidanceInput | None, batch: Batch, rng: Streams
+) -> Draws:
+    """What every loss on samples draws: under ``maker`` its own, if any, and the guidance's numbers."""
+    draws: Draws = {}
+    of = maker.draw(batch, rng.named("maker"))
+    if of:
+        draws["maker"] = of
+    if guidance is not None:
+        draws["guidance"] = guidance.draw(rng)
+    return draws
+
+
+def make_samples(
+    maker: Maker,
+    student: FlowMap,
+    interpolant: Interpolant,
+    guidance: LabelDropout | GuidanceInput | None,
+    batch: Batch,
+    draws: Draws,
+) -> tuple[Made, Condition | None]:
+    """The samples and the rows' condition, from what :func:`draw_samples` drew."""
+    cond, drawn, of = batch.cond, draws.get("guidance"), draws.get("maker", {})
+    assert isinstance(of, dict)
+    if guidance is not None and isinstance(drawn, Tensor):
+        cond = guidance.apply(cond, drawn)
+    return maker(student, interpolant, replace(batch, cond=cond), of), cond
