@@ -74,6 +74,9 @@ def test_directed_adds_the_angle_at_every_place() -> None:
     cosine = torch.nn.functional.cosine_similarity(live, Y, dim=1)
     wanted = (live - Y).square().flatten(1).sum(1) + 12.0 * (1.0 - cosine.mean(1))
     same(value_and_gradient(Directed(), JUMP), by_formula(wanted, live))
+    flat = Directed()((U - Y).flatten(1), JUMP._replace(u=U.flatten(1)))
+    angle = torch.nn.functional.cosine_similarity(U.flatten(1), Y.flatten(1))
+    assert torch.allclose(flat, (U - Y).flatten(1).square().sum(1) + 12.0 * (1.0 - angle), rtol=1e-12)
 
 
 def test_adaptive_power_divides_what_the_inner_weight_gives() -> None:
