@@ -24,6 +24,7 @@ __all__ = [
     "Cells",
     "Constant",
     "Dyadic",
+    "Earliest",
     "Fraction",
     "FromStart",
     "Gaps",
@@ -155,6 +156,22 @@ class UShaped:
 
     def __call__(self, u: Tensor) -> Tensor:
         return 0.5 + torch.asinh((2.0 * u - 1.0) * math.sinh(0.5 * self.a)) / self.a
+
+
+@dataclass(frozen=True)
+class Earliest:
+    """The least of ``of`` independent draws of ``law``: the start of an ordered pair, of which the end is
+    fixed or forgotten. Its quantile is law(1 - (1 - u)^(1/of)).
+
+    >>> Earliest(Uniform())(torch.tensor([0.75]))
+    tensor([0.5000])
+    """
+
+    law: Law
+    of: int = 2
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.law(1.0 - (1.0 - u) ** (1.0 / self.of))
 
 
 def _draw(law: Law, rng: Streams, name: str, stratified: bool) -> Tensor:

@@ -68,7 +68,7 @@ def test_every_option_reaches_every_part(name: str) -> None:
 def test_methods_are_stationary_on_the_trigonometric_interpolant_too(name: str) -> None:
     """The expected gradient at the exact map of that interpolant is zero; a finite step has its bias, of the
     order that its card says, and is left out."""
-    finite = options_of(name) & {"step", "solver_steps", "cells"}
+    finite = options_of(name) & {"step", "solver_steps", "cells", "eps"}
     if finite or name == "scm":  # scm's times depend on the interpolant: tested apart
         return
     system = gaussian(Trigonometric())
