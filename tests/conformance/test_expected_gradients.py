@@ -46,8 +46,7 @@ from saltus.weights import Squared
 
 METHODS = discover()
 STEPS = ("step", "solver_steps", "cells", "eps")
-"""Options that say how finely a finite step, a teacher's solver, the first of several stages or a difference
-goes."""
+"""Options that say how finely a finite step, a teacher's solver or the first of several stages goes."""
 FINITE = sorted(n for n, m in METHODS.items() if set(STEPS) & set(inspect.signature(m.build).parameters))
 LAWS = pytest.mark.parametrize("system", [gaussian(), mixture()], ids=["gaussian", "mixture"])
 ZERO = torch.zeros(8, dtype=torch.float64)
