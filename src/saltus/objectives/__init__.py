@@ -4,8 +4,7 @@
 :class:`Lagrangian` (a split near t), :class:`Eulerian` (near s), :class:`Composition` (in between)
 and :class:`Endpoint` (none). :class:`Distribution` matches the law of the student's samples instead, beside a
 critic that learns :class:`OnSamples`; :class:`Adversarial` beside a discriminator that learns
-:class:`Discrimination`. :class:`OnFlow`, :class:`OnStored` and :class:`Renewed` give another objective
-the pairs of a flow. :class:`Sum` adds losses, on rows of their own or on the same.
+:class:`Discrimination`. :class:`Sum` adds losses, on rows of their own or on the same.
 """
 
 from saltus.objectives.adversarial import Adversarial, Discrimination, Real
@@ -18,18 +17,17 @@ from saltus.objectives.lagrangian import Lagrangian
 from saltus.objectives.sum import Part, Sum
 
 __all__ = [
-    "Composition",
     "Adversarial",
+    "Composition",
     "Diagonal",
+    "Discrimination",
     "Distribution",
     "Endpoint",
-    "Discrimination",
     "Eulerian",
     "Lagrangian",
     "OnSamples",
     "Part",
-    "Sum",
-]
     "PerResidual",
     "Real",
-    "Renewed",
+    "Sum",
+]
