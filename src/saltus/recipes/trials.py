@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 from saltus.interpolants import Interpolant
 from saltus.maps import NetworkMap
 from saltus.methods import Method, Sampler, load
