@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from saltus.adversaries import AdversarialLoss, Adversary, Hinge, Softplus
 from saltus.interpolants import Linear, Trigonometric
+from saltus.legs import Slide
 from saltus.nn import MLP, Discriminator, heads_on
-from saltus.objectives import Adversarial, Discrimination, Real
+from saltus.objectives import Adversarial, Discrimination, Eulerian, Real
 from saltus.samples import Chain, FixedStops, FromPrior, Made, OneJump, RandomStops, Renoising, renoised
+from saltus.slots import Own
 from saltus.states import State
 from saltus.tensors import like
-from saltus.times import Uniform
+from saltus.times import Constant, Uniform
 from saltus.typing import Batch, Condition
 
 C = torch.tensor([0.3, -0.2, 0.3, 0.2, -0.3, 0.3, 0.2, -0.3], dtype=torch.float64)
@@ -316,3 +318,49 @@ def test_a_discriminator_of_pairs_judges_the_start_beside_the_end() -> None:
         Discriminator(features, (3, 3))(x, t)
     with pytest.raises(ValueError, match="list of blocks"):
         heads_on(nn.Linear(2, 2), (2,))
+
+
+# Beside a trajectory loss
+
+
+@pytest.mark.parametrize("step", [None, Constant(0.1)], ids=["derivative", "finite"])
+def test_a_trajectory_losss_jumps_fool_an_adversary_in_the_same_call(step: Constant | None) -> None:
+    """The term is that of X_{s,t}(x_s), live, its own term as without; what the discriminator learns on are
+    the same jumps, and where the leg and the target lead."""
+    system = gaussian()
+    student, target = Perturbed(system.exact, C), Perturbed(system.exact, -C).requires_grad_(False)
+
+    def judge(x: Tensor, t: Tensor, cond: object, start: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.sin(x) + like(t, x) * start[0].square() + like(start[1], x)
+
+    adversary = Adversary(judge, Hinge(), pairs=True, weight=0.7)
+    plain = Eulerian(student, target, leg=Slide(Own()), step=step)
+    with_it = replace(plain, adversary=adversary)
+    batch, rng = pairs(system, 16)
+    draws = with_it.draw(batch, rng)
+    s, t = draws["s"], draws["t"]
+    assert isinstance(s, Tensor) and isinstance(t, Tensor)
+    terms = with_it(batch, draws)
+    assert torch.equal(terms["eulerian"].value, plain(batch, draws)["eulerian"].value)
+    x = (1.0 - like(s, batch.x0)) * batch.x0 + like(s, batch.x0) * batch.data()
+    jump = student(x, s, t, batch.cond)
+    wanted = -judge(jump, t, None, (x, s)).mean(1)
+    assert torch.allclose(terms["adversarial"].value, wanted, atol=1e-12)
+    assert terms["adversarial"].weight == 0.7
+    found, by_hand = (
+        torch.autograd.grad(v.sum(), student.c)[0] for v in (terms["adversarial"].value, wanted)
+    )
+    assert float(found.abs().max()) > 1e-2 and torch.allclose(found, by_hand, atol=1e-12)
+
+    made, end, _ = plain.ends(batch, draws)
+    assert torch.allclose(made.x, jump.detach(), atol=1e-12) and not made.x.requires_grad
+    if step is None:
+        assert end is None
+        return
+    d = torch.clamp(t - s, max=0.1)
+    x_m = x + like(d, x) * target.velocity(x, s, batch.cond)
+    assert end is not None and torch.allclose(end, target(x_m, s + d, t, batch.cond), atol=1e-12)
+    telling = Discrimination(plain, adversary, Real.WANTED)
+    value = telling(batch, telling.draw(batch, rng))["discriminator"].value
+    logits = judge(end, t, None, (x, s)), judge(made.x, t, None, (x, s))
+    assert torch.allclose(value, Hinge().tell(*logits).mean(1), atol=1e-12)

@@ -32,12 +32,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saltus.adversaries import Adversary
 from saltus.autodiff import Derivative, Forward, derivative
 from saltus.couplings import Coupling, Independent
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.identities import along
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Leg, Line, draw_noise
+from saltus.samples import Made
 from saltus.slots import Data, Slot
 from saltus.states import DataStates, State, States, draw_pairing, locate
 from saltus.streams import Streams
@@ -71,6 +73,7 @@ class Eulerian:
         weight: error -> loss.
         guidance: label dropout, strengths as an input of the network, or None.
         head: the name of a second head to train on v in the same network call, or None.
+        adversary: a discriminator that the jumps X_{s,t}(x_s) of the same network call are to fool, or None.
     """
 
     student: FlowMap
@@ -90,6 +93,7 @@ class Eulerian:
     weight: Weight = Squared()
     guidance: LabelDropout | GuidanceInput | None = None
     head: str | None = None
+    adversary: Adversary | None = None
 
     def __post_init__(self) -> None:
         if self.step is not None and (self.gradient is not Gradient.TARGET or self.head is not None):
@@ -101,13 +105,17 @@ class Eulerian:
             raise ValueError(f"eulerian: a head goes with Gradient.TARGET, got {self.gradient}")
 
     def draw(self, batch: Batch, rng: Streams) -> Draws:
-        """The times (s, t), each [B], the pairing, and the noise of a leg that needs some."""
+        """The times (s, t), each [B], the pairing, the noise of a leg that needs some, and what the adversary
+        draws."""
         s, t = self.times(rng)
         pairing = draw_pairing(self.coupling, self.guidance, batch, rng)
-        return {"s": s, "t": t, **pairing, **draw_noise(self.leg, batch, rng)}
+        draws: Draws = {"s": s, "t": t, **pairing, **draw_noise(self.leg, batch, rng)}
+        if self.adversary is not None:
+            draws["adversary"] = self.adversary.draw(batch, rng.named("adversary"))
+        return draws
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
-        """The term ``eulerian`` and, with a head, a term of the head's name."""
+        """The term ``eulerian``, one of the head's name with a head, ``adversarial`` with an adversary."""
         s, t = draws["s"], draws["t"]
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
@@ -116,7 +124,8 @@ class Eulerian:
             with torch.autocast(state.x.device.type, enabled=False):  # half precision over d is noise
                 error, u = self._finite(state, s, t, d, cond)
                 error = torch.where(like(seen, state.x), error, 0.0)
-            return {"eulerian": Term(self.weight(error, Span(s, t, d, state.x, sg(u))))}
+            term = Term(self.weight(error, Span(s, t, d, state.x, sg(u))))
+            return {"eulerian": term, **self._fooled(state, s, t, u, cond, draws)}
         h = like(t - s, state.x)
         if self.warm_up is not None:
             h = h * self.warm_up(batch.progress).to(h)
@@ -128,9 +137,35 @@ class Eulerian:
             terms = self._with_head(state, s, t, w, v, h, cond)
         else:
             terms = {"eulerian": self._differential(state, s, t, w, v, h, cond)}
-        return {
+        found = {
             name: Term(self.weight(e, Span(s, t, None, state.x, sg(u)))) for name, (e, u) in terms.items()
         }
+        return {**found, **self._fooled(state, s, t, terms["eulerian"][1], cond, draws)}
+
+    @torch.no_grad()
+    def ends(self, batch: Batch, draws: Draws) -> tuple[Made, Tensor | None, Condition | None]:
+        """The jumps X_{s,t}(x_s) without gradient, where the step's legs lead instead if there is a step, and
+        the rows' condition: what a discriminator learns on."""
+        s, t = draws["s"], draws["t"]
+        assert isinstance(s, Tensor) and isinstance(t, Tensor)
+        state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
+        u, wanted = self.student.average(state.x, s, t, cond), None
+        if self.step is not None:
+            m = s + resolved(self.step(s, t, batch.progress))[0]
+            x_m, u_m = self._onward(self.target or self.student, state, s, m, t, cond)
+            wanted = x_m + like(t - m, x_m) * u_m
+        return Made(state.x + like(t - s, u) * u, t, state, s), wanted, cond
+
+    def _fooled(
+        self, state: State, s: Tensor, t: Tensor, u: Tensor, cond: Condition | None, draws: Draws
+    ) -> dict[str, Term]:
+        """The adversary's term on the jump, if there is one."""
+        if self.adversary is None:
+            return {}
+        drawn = draws["adversary"]
+        assert isinstance(drawn, dict)
+        made = Made(state.x + like(t - s, u) * u, t, state, s)
+        return {"adversarial": self.adversary.fool(made, cond, drawn)}
 
     def _differential(
         self, state: State, s: Tensor, t: Tensor, w: Tensor, v: Tensor, h: Tensor, cond: Condition | None
@@ -175,9 +210,17 @@ class Eulerian:
         rest, short = like(t - m, state.x), like(d, state.x)
         u = self.student.average(state.x, s, t, cond)
         with torch.no_grad():
-            x_m = self.leg(own, state, self.interpolant, s, m, cond)
-            u_m = own.average(x_m, m, t, cond) if self.onward is None else self._mean(own, x_m, m, t, cond)
+            x_m, u_m = self._onward(own, state, s, m, t, cond)
         return u - sg((x_m - state.x) / short + rest * (u_m - u) / short), u
+
+    def _onward(
+        self, own: FlowMap, state: State, s: Tensor, m: Tensor, t: Tensor, cond: Condition | None
+    ) -> tuple[Tensor, Tensor]:
+        """x_m, and the average velocity from there to t."""
+        x_m = self.leg(own, state, self.interpolant, s, m, cond)
+        if self.onward is None:
+            return x_m, own.average(x_m, m, t, cond)
+        return x_m, self._mean(own, x_m, m, t, cond)
 
     def _mean(self, own: FlowMap, x_m: Tensor, m: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         """The average velocity of the legs from x_m to t; of no length, it counts for nothing."""
