@@ -15,7 +15,9 @@ from torch import Tensor
 from saltus.autodiff import derivative
 from saltus.maps import AverageVelocity
 from saltus.methods.facm import facm
+from saltus.methods.mean_flow import mean_flow
 from saltus.methods.rcgm import rcgm
+from saltus.methods.restricted_mean_flow import restricted_mean_flow
 from saltus.methods.transition_models import transition_models
 from saltus.objectives import Eulerian
 from saltus.tensors import like
@@ -158,3 +160,17 @@ def test_facm_draws_the_code_s_times() -> None:
         log = torch.log(torch.tan(0.5 * math.pi * (1.0 - s)))
         assert float(log.mean()) == pytest.approx(-0.8, abs=0.1)
         assert float(log.std()) == pytest.approx(1.6, abs=0.1)
+
+
+# Restricted MeanFlow
+
+
+def test_restricted_mean_flow_is_mean_flow_on_short_jumps() -> None:
+    student = student_of()
+    short, long = parts(restricted_mean_flow(student), rows=400), parts(mean_flow(student), rows=400)
+    s, t = short["eulerian"].times()
+    assert float((t - s).max()) <= 0.25 and float((t - s).max()) > 0.24 and float(s.max()) > 0.9
+    for name, term in (("diagonal", "diagonal"), ("eulerian", "eulerian")):
+        here, there = short[name], long[name]
+        ours, theirs = (p.objective(here.batch, here.draws)[term].value for p in (here, there))
+        assert torch.equal(ours, theirs)

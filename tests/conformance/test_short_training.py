@@ -30,8 +30,10 @@ def test_300_steps_reach_the_declared_error(name: str) -> None:
     row = measure(name, 0, *QUICK, batch=512)
     limit = METHODS[name].card.quick_threshold
     print(f"{name}: map RMSE {row['rmse']} (at most {limit}), sliced W2 {row['sw']}, {row['seconds']:.1f} s")
-    assert limit is not None and row["rmse"]["1"] <= limit
-    if METHODS[name].card.two_times:  # jumps compose; re-noising leaves the map and is judged by samples
+    fewest = min(METHODS[name].card.steps)
+    assert limit is not None and row["rmse"][str(fewest)] <= limit
+    if METHODS[name].card.two_times and fewest == 1:
+        # jumps compose; re-noising leaves the map and is judged by samples
         assert row["rmse"]["4"] < row["rmse"]["1"]
 
 

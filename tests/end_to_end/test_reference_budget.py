@@ -27,7 +27,7 @@ def test_every_method_on_the_reference_mixture() -> None:
         if (row["steps"], row["lr"]) == FULL:
             rows[row["method"], row["seed"]] = row
     for name, method in discover().items():
-        if method.card.two_times and method.card.threshold is not None:
+        if method.card.two_times and method.card.threshold is not None and 1 in method.card.steps:
             one, four = (statistics.fmean(rows[name, seed]["rmse"][k] for seed in SEEDS) for k in ("1", "4"))
             assert four < one, f"{name}: {four:.3f} at four steps, {one:.3f} at one"
 

@@ -225,7 +225,8 @@ class Line:
             own = card.quick_threshold if problem.bounded and (budget.steps, budget.lr) == QUICK else None
         apart = yardstick is not None and not yardstick.coupled
         if own is not None and not apart:
-            limits[1] = min(own, limits.get(1, own))
+            fewest = min(card.steps)
+            limits[fewest] = min(own, limits.get(fewest, own))
         return cls(name, rows, "sw" if apart else problem.kinds[0], limits)
 
     def values(self, kind: str, k: int) -> list[float]:
