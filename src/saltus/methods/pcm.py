@@ -1,0 +1,97 @@
+"""Phased consistency models: the time axis in phases, each with a consistency model that jumps to its end.
+
+    L = E sum_i huber( X_{s,e}(I_s) - sg X'_{m,e}(x_m) )_i,   e the end of the phase that s lies in,
+
+with x_m one DDIM step of the teacher from I_s to m = s + 1/50, or to e where that is nearer, and X' a moving
+average of the student. Within a phase all is as in consistency distillation, and with one phase it is that.
+The number of phases is the number of steps of the sampler, which goes from edge to edge without new noise:
+unlike a consistency model's, its samples are a function of the prior, and the jumps that it learns are
+shorter and easier. At any other number of steps it is asked for jumps that it has never seen.
+
+The paper adds an adversarial term, whose discriminator compares the two ends after they travelled back
+within the phase; this is the method without it.
+
+Use it if the number of steps is known beforehand.
+
+References:
+    Wang et al., "Phased consistency models", 2024, arXiv 2405.18407, sec. 3. The phases are equal in the
+    time of the interpolant in use.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from saltus.couplings import Coupling, Independent
+from saltus.curricula import Phases
+from saltus.games import Follow, Game, student_move
+from saltus.guidance import GuidanceInput, guided
+from saltus.interpolants import Interpolant, Linear
+from saltus.legs import Slide
+from saltus.maps import NetworkMap
+from saltus.methods import Card, Cost, Need, Sampler
+from saltus.objectives import Eulerian
+from saltus.slots import Teacher
+from saltus.times import Constant, Law, StepLaw, Uniform
+from saltus.typing import Velocity
+from saltus.weights import EntryHuber, InStates, Squared, Weight
+
+CARD = Card(
+    title="Phased consistency models (PCM, without the discriminator)",
+    paper="Wang et al. 2024, arXiv 2405.18407",
+    needs=frozenset({Need.DATA, Need.TEACHER, Need.TARGET}),
+    sampler=Sampler.JUMPS,
+    steps=(4,),
+    two_times=False,
+    cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
+    threshold=0.15,
+    quick_threshold=0.3,
+    bias="a DDIM step of the teacher: O(d)",
+    plain={"weight": Squared()},
+    second_hand=("decay 0.95, c = 0.001 and 50 times, as in the training code of latent consistency models",),
+)
+
+
+def pcm(
+    student: NetworkMap,
+    *,
+    teacher: Velocity,
+    interpolant: Interpolant = Linear(),
+    coupling: Coupling = Independent(),
+    phases: int = 4,
+    times: Law = Uniform(),
+    step: StepLaw = Constant(1.0 / 50.0),
+    decay: float = 0.95,
+    weight: Weight = InStates(EntryHuber(0.001)),
+    guidance: GuidanceInput | None = None,
+) -> Game:
+    """Phased consistency distillation.
+
+    Args:
+        student: the flow map that learns; of it X_{s,e}.
+        teacher: the velocity on the interpolant's path that the neighbour is reached with.
+        interpolant: the path between prior and data.
+        coupling: how noise and data are paired; it says where to look, not what to learn.
+        phases: their number, which is the number of steps to sample with; the card is that of four.
+        times: the law of s.
+        step: the distance of the neighbour.
+        decay: of the moving average that jumps from it.
+        weight: error in velocities -> loss.
+        guidance: learn the map of the guided teacher, its strength an input of the network.
+    """
+    target = deepcopy(student).requires_grad_(False)
+    velocity = Teacher(guided(teacher, guidance))
+    loss = Eulerian(
+        student,
+        target,
+        interpolant,
+        coupling,
+        times=Phases(phases, times, stratified=True),
+        step=step,
+        leg=Slide(velocity),
+        tangent=velocity,
+        velocity=velocity,
+        weight=weight,
+        guidance=guidance,
+    )
+    return Game((student_move(student, loss, after=(Follow(target, student, decay),)),))
