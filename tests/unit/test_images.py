@@ -411,6 +411,14 @@ def test_splits_of_a_folder_and_names_as_labels(tmp_path: Path) -> None:
     train, test = open_images(tmp_path / "set"), open_images(tmp_path / "set", split="test")
     assert torch.equal(train.read(torch.arange(3)), TRUTH[[0, 2, 1]]) and train.classes == NAMES
     assert torch.equal(test.read(torch.arange(2)), TRUTH[[3, 4]])
+    for make in (arrays, parquet, saved):
+        (tmp_path / make.__name__).mkdir()
+        made = make(tmp_path / make.__name__)
+        with pytest.raises(ValueError, match="expected the split 'test', got a set .*; drop --split"):
+            open_images(made, split="test")
+    parquet_file = tmp_path / "test-00000-of-00001.parquet"
+    parquet(tmp_path).rename(parquet_file)
+    assert len(open_images(parquet_file, split="test")) == 6
     named = open_images(columns(picture=TWO, kind=["dog", "cat"])(tmp_path), label_column="kind")
     assert named.classes == ("cat", "dog") and named.labels is not None and named.labels.tolist() == [1, 0]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from saltus.data.columns import columns, item, labels_of
 from saltus.data.pixels import Item
-from saltus.data.stored import Asked, Stored, chosen, fingerprint
+from saltus.data.stored import USUAL, Asked, Stored, check_split, chosen, fingerprint
 
 __all__ = ["dataset", "is_dataset", "is_saved", "saved"]
 
@@ -62,6 +62,8 @@ def dataset(value: Any, asked: Asked, place: object = "dataset") -> Stored:  # n
             f"{place}: expected a datasets.Dataset with rows that can be counted, got "
             f"{type(value).__name__}; load it without streaming"
         )
+    own = USUAL if value.split is None else str(value.split).partition("[")[0]  # "train[:10%]" is of train
+    check_split(own, asked.split, place)
     if not len(value):
         raise ValueError(f"{place}: expected pictures, got a data set without rows")
     schema = value.features.arrow_schema

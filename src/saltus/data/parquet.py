@@ -17,7 +17,7 @@ from typing import Any
 
 from saltus.data.columns import columns, item, labels_of
 from saltus.data.pixels import Item
-from saltus.data.stored import Asked, Stored, chosen, content, fingerprint, listed
+from saltus.data.stored import Asked, Stored, check_split, chosen, content, fingerprint, listed
 
 __all__ = ["holds_parquet", "parquet"]
 
@@ -58,6 +58,8 @@ def parquet(place: Path, asked: Asked) -> Stored:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError("Parquet is read by pyarrow: pip install 'saltus[data]'") from error
+    if place.is_file():
+        check_split(_named(place)["split"], asked.split, place)
     files = [place] if place.is_file() else _shards(place, asked.split)
     try:
         sources = [pq.ParquetFile(path) for path in files]
@@ -96,12 +98,18 @@ class _Cells:
         return found
 
 
+def _named(path: Path) -> re.Match[str]:
+    """The split, and the number of the shard and their count if there are several, as a file is named."""
+    found = SHARD.fullmatch(path.stem)
+    assert found is not None
+    return found
+
+
 def _shards(place: Path, split: str | None) -> list[Path]:
     """The files of a split."""
     found: dict[str, list[tuple[Path, int, int]]] = defaultdict(list)
     for path in _files(place):
-        named = SHARD.fullmatch(path.stem)
-        assert named is not None
+        named = _named(path)
         number, count = named["number"], named["count"]
         found[named["split"]].append((path, int(number or 0), int(count or 1)))
     which = chosen(found, split, place)

@@ -151,6 +151,19 @@ def chosen(splits: Iterable[str], wanted: str | None, place: object) -> str:
     return split
 
 
+def check_split(own: str | None, wanted: str | None, place: object) -> None:
+    """Raise a ValueError if a split is wanted of a set that is not divided, unless it is called so.
+
+    Args:
+        own: its name, None if it has none.
+        wanted: None is whatever there is.
+        place: for messages.
+    """
+    if wanted not in (None, own):
+        said = "without splits" if own is None else f"named {own}"
+        raise ValueError(f"{place}: expected the split {wanted!r}, got a set {said}; drop --split")
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A file: where it lies in its set, and what tells it from another of that name."""
@@ -282,12 +295,13 @@ def zipped(place: Path, asked: Asked) -> Stored:
 def array(place: Path, asked: Asked) -> Stored:
     """A .npy array of pixels, or a .npz archive of one with labels.
 
-    Pixels are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W].
+    Pixels are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. There are no splits.
 
     In an archive the pictures are named images, image, x, data or arr_0, and the classes labels, label, y or
     arr_1, unless columns are asked for by name. The digest is of the content and of the two
     names.
     """
+    check_split(None, asked.split, place)
     try:
         found = np.load(place, mmap_mode="r", allow_pickle=False)
         arrays = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {"": found}
