@@ -3,109 +3,32 @@
 from __future__ import annotations
 
 import io
-import json
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_pictures import (
+    LABELS,
+    NAMES,
+    ORDER,
+    RNG,
+    TRUTH,
+    Make,
+    X,
+    archive,
+    arrays,
+    encoded,
+    folder,
+    hub,
+    parquet,
+    saved,
+    shards,
+    written,
+)
 from PIL import Image
 
 from saltus.data import Channels, Corrupt, Images, open_images
-from saltus.data.cifar10 import CIFAR10, open_cifar10
-from saltus.data.decoded import InFile
-
-RNG = np.random.default_rng(0)
-X = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-TRUTH = torch.from_numpy(X.transpose(0, 3, 1, 2).copy())
-LABELS = [0, 1, 0, 1, 1, 0]
-NAMES = ("ant", "bee")
-Make = Callable[[Path], object]
-
-
-def encoded(x: np.ndarray, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(x).save(stream, kind)
-    return stream.getvalue()
-
-
-def files() -> dict[str, bytes]:
-    """Where each picture lies in a folder, by class, in the order of its rows."""
-    places = sorted((f"{NAMES[label]}/{k}.png", k) for k, label in enumerate(LABELS))
-    return {place: encoded(X[k]) for place, k in places}
-
-
-ORDER = [int(Path(name).stem) for name in files()]
-
-
-def folder(place: Path) -> Path:
-    for name, data in files().items():
-        path = place / "set" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (place / "set" / "ant" / "notes.txt").write_text("no picture")
-    (place / "set" / ".hidden.png").write_bytes(b"")
-    return place / "set"
-
-
-def archive(place: Path) -> Path:
-    with zipfile.ZipFile(place / "set.zip", "w") as made:
-        made.writestr("__MACOSX/set/ant/._0.png", b"")
-        for name, data in files().items():
-            made.writestr(f"set/{name}", data)
-    return place / "set.zip"
-
-
-def table(rows: range, image: str = "image", label: str = "label", features: bool = False) -> object:
-    import pyarrow as pa
-
-    cells = [{"bytes": encoded(X[k]), "path": None} for k in rows]
-    made = pa.table({label: [LABELS[k] for k in rows], image: cells})
-    if features:
-        kinds = {label: {"names": list(NAMES), "_type": "ClassLabel"}, image: {"_type": "Image"}}
-        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
-    return made
-
-
-def parquet(place: Path) -> Path:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table(range(6), features=True), place / "set.parquet", row_group_size=2)
-    return place / "set.parquet"
-
-
-def shards(place: Path) -> Path:
-    import pyarrow.parquet as pq
-
-    (place / "set" / "data").mkdir(parents=True)
-    for k, rows in enumerate((range(4), range(4, 6))):
-        path = place / "set" / "data" / f"train-0000{k}-of-00002.parquet"
-        pq.write_table(table(rows, "img", features=True), path)
-    other = table(range(2), "img", features=True)
-    pq.write_table(other, place / "set" / "data" / "test-00000-of-00001.parquet")
-    return place / "set"
-
-
-def hub() -> object:
-    import datasets
-
-    kinds = {"label": datasets.ClassLabel(names=list(NAMES)), "image": datasets.Image()}
-    cells = [{"bytes": encoded(x), "path": None} for x in X]
-    return datasets.Dataset.from_dict({"label": LABELS, "image": cells}, datasets.Features(kinds))
-
-
-def saved(place: Path) -> Path:
-    hub().save_to_disk(str(place / "set"))  # type: ignore[attr-defined]
-    return place / "set"
-
-
-def arrays(place: Path) -> Path:
-    np.savez(place / "set.npz", images=X, labels=np.array(LABELS))
-    return place / "set.npz"
-
 
 FORMS: dict[str, tuple[Make, list[int]]] = {
     "folder": (folder, ORDER),
@@ -137,61 +60,6 @@ def test_every_form_gives_the_pixels_the_classes_and_a_digest_of_itself(
     assert open_images(made).digest == found.digest != grey.digest and len(found.digest) == 16
     with pytest.raises(ValueError, match="rows: expected int64"):
         found.read(torch.tensor([6]))
-
-
-def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
-    """Archives and tables with one other bit differ, wherever they lie; folders with a file of a new time."""
-    for make in (archive, parquet, arrays):
-        before = make(tmp_path)
-        same = tmp_path / f"moved{before.suffix}"
-        same.write_bytes(before.read_bytes())
-        assert open_images(same).digest == open_images(before).digest
-    X[0, 0, 0, 0] ^= 1
-    try:
-        for make in (archive, parquet, arrays):
-            other = make(tmp_path)
-            assert open_images(other).digest != open_images(tmp_path / f"moved{other.suffix}").digest
-    finally:
-        X[0, 0, 0, 0] ^= 1
-    place = folder(tmp_path)
-    before_change = open_images(place).digest
-    assert open_images(place).digest == before_change
-    (place / "bee" / "1.png").write_bytes(encoded(X[2]))
-    assert open_images(place).digest != before_change
-
-
-def test_a_digest_is_that_of_what_is_read(tmp_path: Path) -> None:
-    """Other columns of one table, other arrays of one archive, another size or colour of one folder are other
-    data, whatever is kept of them: decoded pictures, a classifier, statistics."""
-    import datasets
-    import pyarrow as pa
-
-    table = pa.table(
-        {
-            "a": [encoded(x) for x in X],
-            "b": [encoded(255 - x) for x in X],
-            "one": LABELS,
-            "two": [1 - k for k in LABELS],
-        }
-    )
-    place = written(table, tmp_path)
-    np.savez(tmp_path / "x.npz", a=X, b=255 - X, one=np.array(LABELS), two=1 - np.array(LABELS))
-    files = folder(tmp_path)
-
-    def digests(made: object, *options: dict[str, Any]) -> set[str]:
-        return {open_images(made, **asked).digest for asked in options}
-
-    columns_asked = [
-        {"image_column": image, "label_column": label} for image in "ab" for label in ("one", "two")
-    ]
-    assert len(digests(place, *columns_asked)) == len(digests(tmp_path / "x.npz", *columns_asked)) == 4
-    assert len(digests(datasets.Dataset(table), *columns_asked)) == 4
-    forms: list[dict[str, Any]] = [{}, {"size": 4}, {"size": 6}, {"channels": Channels.GREY}]
-    assert len(digests(files, *forms, *forms)) == 4
-    kept = [
-        InFile(open_images(place, image_column=c), tmp_path / "kept")(torch.arange(6)) for c in ("a", "b")
-    ]
-    assert torch.equal(kept[1], 255 - kept[0])
 
 
 def test_a_jpeg_is_what_pillow_decodes_and_sizes_are_cropped_and_resampled(tmp_path: Path) -> None:
@@ -281,20 +149,6 @@ def test_corrupt_pictures_stop_the_reading_or_are_left_out_by_name(tmp_path: Pat
     assert left.digest != found.digest and not open_images(folder(tmp_path / "whole")).corrupt
 
 
-@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_picture_of_an_archive_is_left_out_however_it_is_packed(kind: int, tmp_path: Path) -> None:
-    place = tmp_path / "x.zip"
-    with zipfile.ZipFile(place, "w", kind) as made:
-        for k, x in enumerate(X):
-            made.writestr(f"{k}.png", encoded(x))
-        start = made.getinfo("1.png").header_offset + 30 + len("1.png")
-    damaged_bytes = bytearray(place.read_bytes())
-    damaged_bytes[start + 10 : start + 20] = bytes(10)
-    place.write_bytes(damaged_bytes)
-    found = open_images(place, corrupt=Corrupt.SKIP)
-    assert len(found) == 5 and [told.split()[0] for told in found.corrupt] == ["1.png"]
-
-
 def no_pictures(place: Path) -> Path:
     (place / "set").mkdir()
     return place / "set"
@@ -304,13 +158,6 @@ def of_two_sizes(place: Path) -> Path:
     made = folder(place)
     (made / "bee" / "4.png").write_bytes(encoded(X[0, :4]))
     return made
-
-
-def written(table: object, place: Path, name: str = "x.parquet") -> Path:
-    import pyarrow.parquet as pq
-
-    pq.write_table(table, place / name)
-    return place / name
 
 
 def columns(**more: object) -> Make:
@@ -421,35 +268,3 @@ def test_splits_of_a_folder_and_names_as_labels(tmp_path: Path) -> None:
     assert len(open_images(parquet_file, split="test")) == 6
     named = open_images(columns(picture=TWO, kind=["dog", "cat"])(tmp_path), label_column="kind")
     assert named.classes == ("cat", "dog") and named.labels is not None and named.labels.tolist() == [1, 0]
-
-
-def test_cifar10_from_parquet_and_from_the_binary_version(tmp_path: Path) -> None:
-    import pyarrow as pa
-
-    x = RNG.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    labels = np.arange(20) % 10
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "binary").mkdir()
-    cells = [{"bytes": encoded(each), "path": None} for each in x]
-    for split in ("train", "test"):
-        written(pa.table({"img": cells, "label": labels}), tmp_path / "hub", f"{split}.parquet")
-    planes = x.transpose(0, 3, 1, 2).reshape(20, -1)
-    records = np.concatenate([labels[:, None].astype(np.uint8), planes], axis=1)
-    records[:10].tofile(tmp_path / "binary" / "data_batch_1.bin")
-    records[10:].tofile(tmp_path / "binary" / "data_batch_2.bin")
-    for name in ("hub", "binary"):
-        found = open_cifar10(tmp_path / name)
-        assert found.classes == CIFAR10 and found.name == "CIFAR-10, train"
-        assert found.labels is not None and found.labels.tolist() == labels.tolist()
-        assert torch.equal(found.read(torch.arange(20)), torch.from_numpy(x).permute(0, 3, 1, 2))
-    assert len(open_cifar10(tmp_path / "hub", "test")) == 20
-    (tmp_path / "binary" / "data_batch_2.bin").write_bytes(b"short")
-    with pytest.raises(ValueError, match="expected records of 3,073 bytes, got 5 bytes"):
-        open_cifar10(tmp_path / "binary")
-    with pytest.raises(ValueError, match="pictures of 3 x 32 x 32 in 10 classes, got 3 x 8 x 8 in 2"):
-        open_cifar10(parquet(tmp_path))
-    for k in (0, 1, 3):  # the third is no bird
-        (tmp_path / "some" / "train" / str(k)).mkdir(parents=True)
-        (tmp_path / "some" / "train" / str(k) / "x.png").write_bytes(encoded(x[k]))
-    with pytest.raises(ValueError, match="in 10 classes, got 3 x 32 x 32 in 3: 0, 1, 3"):
-        open_cifar10(tmp_path / "some")
