@@ -253,8 +253,10 @@ class Seen:
     weight: float = 1.0
 
     def times(self) -> tuple[Tensor, Tensor]:
-        """(s, t) of its rows; s = t on the diagonal."""
-        s, t = self.draws.get("s", self.draws["t"]), self.draws["t"]
+        """(s, t) of its rows; s = t on the diagonal. On samples, those of the objective there."""
+        draws = self.draws.get("of", self.draws)
+        assert isinstance(draws, dict)
+        s, t = draws.get("s", draws["t"]), draws["t"]
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         return s, t
 
