@@ -222,11 +222,14 @@ def reprojecting(game: Game | Stages) -> Game | Stages:
 
 
 def learned_weights(objective: Objective) -> list[nn.Module]:
-    """The modules in the role ``weight`` of an objective, or of the parts of a sum, each once; also where a
-    weight is the inner one of others."""
+    """The modules in the role ``weight`` of an objective, of the one that it wraps or of the parts of a sum,
+    each once; also where a weight is the inner one of others."""
     if isinstance(objective, Sum):
         found = [module for part in objective.parts for module in learned_weights(part.objective)]
         return list({id(module): module for module in found}.values())
+    wrapped = vars(objective).get("objective")
+    if wrapped is not None:
+        return learned_weights(wrapped)
     weight = vars(objective).get("weight")
     while weight is not None and not isinstance(weight, nn.Module):
         weight = vars(weight).get("inner")

@@ -19,7 +19,7 @@ from saltus.states import State
 from saltus.tensors import answered, like
 from saltus.typing import Condition, FlowMap, Velocity
 
-__all__ = ["Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
+__all__ = ["Chord", "Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
 
 
 class Slot(Protocol):
@@ -115,3 +115,13 @@ class Teacher:
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
         return answered(self.velocity(state.x, t, cond), state.x)
+
+
+@dataclass(frozen=True, eq=False)
+class Chord:
+    """u_{t,1}(x), the average velocity of a flow map's jump to the end: along its chord, the end is fixed."""
+
+    flow_map: FlowMap
+
+    def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
+        return self.flow_map.average(state.x, t, torch.ones_like(t), cond)

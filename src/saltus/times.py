@@ -278,10 +278,13 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class UniformSplit:
-    """gamma ~ U(0, 1)."""
+    """gamma ~ U(low, high), by default U(0, 1)."""
+
+    low: float = 0.0
+    high: float = 1.0
 
     def __call__(self, rng: Streams, like: Tensor) -> Tensor:
-        return rng.uniform("gamma").to(like)
+        return self.low + (self.high - self.low) * rng.uniform("gamma").to(like)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """States that no data made: on a teacher's trajectory from the prior, and on the student's own. Both start
-at x = alpha_0 x0 and carry no gradient. With them the laws of times that they need.
+at x = alpha_0 x0 and carry no gradient. With them the laws of times that they need, and the ends of whole
+trajectories with a store that keeps them.
 """
 
 from __future__ import annotations
@@ -8,17 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saltus.interpolants import Interpolant
-from saltus.legs import Jump, Tableau, advance, slide, stages
+from saltus.legs import HEUN, Jump, Tableau, advance, slide, stages, step
 from saltus.states import PriorStates, State
 from saltus.streams import Streams
 from saltus.tensors import answered, placed
 from saltus.times import PairLaw, linear_time
 from saltus.typing import Batch, Condition, FlowMap, Velocity
 
-__all__ = ["Nodes", "RollOut", "Started", "TrajectoryStates", "share"]
+__all__ = ["Nodes", "PairStore", "RollOut", "Started", "TrajectoryStates", "carried", "share"]
 
 
 def _firsts(count: int, group: int, device: torch.device) -> Tensor:
@@ -148,3 +149,96 @@ class Nodes:
         s = self.time(self.shift * w / (1.0 - w).clamp(min=torch.finfo(w.dtype).eps))
         s = torch.where(node == 0, torch.zeros_like(s), s)
         return s, torch.ones_like(s)
+
+
+@torch.no_grad()
+def carried(
+    teacher: Velocity,
+    x0: Tensor,
+    interpolant: Interpolant,
+    tableau: Tableau = HEUN,
+    steps: int = 32,
+    cond: Condition | None = None,
+) -> Tensor:
+    """Where a teacher's flow carries the noise x0 [B, ...], by so many equal steps from t = 0 to t = 1."""
+    if steps < 1:
+        raise ValueError(f"steps along a velocity: expected at least 1, got {steps}; 0 stand still")
+
+    def b(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        return answered(teacher(x, t, cond), x)
+
+    zero = torch.zeros(x0.shape[:1], device=x0.device, dtype=torch.promote_types(x0.dtype, torch.float32))
+    x = PriorStates()(Batch(x0), interpolant, zero, None).x
+    for k in range(steps):
+        x = step(tableau, b, x, zero + k / steps, zero + (k + 1) / steps, cond)
+    return x
+
+
+class PairStore(nn.Module):
+    """A store of the last N pairs (x0, x1) that a teacher's flow made, which is part of a run's state.
+
+    :meth:`fill`, the ``prepare`` of a game, makes the pairs of a batch; called after the move that learned
+    from them, the store keeps them. So a step that was left out, or is played again, keeps nothing twice,
+    and a run that goes on has the pairs it had made. Each of several processes keeps those of its own rows.
+
+    Args:
+        teacher: the velocity that carries x0 to x1.
+        count: N.
+        shape: of one sample.
+        interpolant: the path between prior and data.
+        tableau: the method of the teacher's steps.
+        steps: their number, of equal length.
+        device: of the store; the batches' own.
+        dtype: of the pairs.
+    """
+
+    noise: Tensor
+    ends: Tensor
+    labels: Tensor
+    made: Tensor
+
+    def __init__(
+        self,
+        teacher: Velocity,
+        count: int,
+        shape: tuple[int, ...],
+        interpolant: Interpolant,
+        tableau: Tableau = HEUN,
+        steps: int = 32,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"pairs: expected a number to keep, at least 1, got {count}")
+        self._make = (teacher, interpolant, tableau, steps)
+        self._waiting: list[Batch] = []
+        for name in ("noise", "ends"):
+            self.register_buffer(name, torch.zeros((count, *shape), device=device, dtype=dtype))
+        self.register_buffer("labels", torch.full((count,), -1, device=device))
+        self.register_buffer("made", torch.zeros((), dtype=torch.int64, device=device))
+
+    def fill(self, batch: Batch) -> Batch:
+        """The batch with the ends of its noise as its data."""
+        teacher, *how = self._make
+        x1 = carried(teacher, batch.x0, *how, batch.cond)
+        batch = Batch(batch.x0, x1, batch.cond, batch.progress, batch.mean)
+        self._waiting.append(batch)
+        return batch
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """Keep what was made since; the oldest pairs give way."""
+        for batch in self._waiting:
+            rows = (self.made + torch.arange(len(batch.x0), device=self.made.device)) % len(self.noise)
+            assert batch.x1 is not None
+            self.noise[rows], self.ends[rows] = batch.x0.to(self.noise), batch.x1.to(self.ends)
+            if batch.cond is not None and batch.cond.label is not None:
+                self.labels[rows] = batch.cond.label
+            self.made += len(batch.x0)
+        self._waiting.clear()
+
+    def kept(self, name: str) -> Tensor:
+        """A copy of "noise", "ends" or "labels" of the pairs made so far."""
+        whole: Tensor = self.get_buffer(name)
+        return whole[: min(int(self.made), len(whole))].clone()

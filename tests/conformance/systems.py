@@ -21,7 +21,7 @@ from saltus.exact import Gaussian, MixtureMap1D, line_mixture
 from saltus.games import Game, Stages
 from saltus.interpolants import Interpolant, Linear, Trigonometric, path
 from saltus.methods import Method
-from saltus.objectives import Sum
+from saltus.objectives import Continued, OnFlow, OnStored, Renewed, Sum
 from saltus.streams import Streams
 from saltus.tensors import like
 from saltus.typing import Batch, Condition, Draws, FlowMap, Objective, Output, Term, Velocity
@@ -251,6 +251,7 @@ class Seen:
     draws: Draws
     rows: Tensor
     weight: float = 1.0
+    paired: bool = False
 
     def times(self) -> tuple[Tensor, Tensor]:
         """(s, t) of its rows; s = t on the diagonal. On samples, those of the objective there."""
@@ -262,10 +263,13 @@ class Seen:
 
 
 def unfold(objective: Objective, batch: Batch, draws: Draws) -> list[Seen]:
-    """The parts of a sum; anything else is its own only part."""
+    """The parts of a sum; anything else is its own only part. What pairs are made for is seen with them."""
     everyone = torch.arange(batch.x0.shape[0])
+    paired = False
+    while isinstance(objective, OnFlow | OnStored | Renewed | Continued):
+        (batch, draws), objective, paired = objective.inside(batch, draws), objective.objective, True
     if not isinstance(objective, Sum):
-        return [Seen("all", objective, batch, draws, everyone)]
+        return [Seen("all", objective, batch, draws, everyone, paired=paired)]
     found = []
     for part in objective.parts:
         drawn, rows = draws[part.name], everyone
@@ -273,7 +277,7 @@ def unfold(objective: Objective, batch: Batch, draws: Draws) -> list[Seen]:
         if part.share is not None:
             assert isinstance(drawn["rows"], Tensor) and isinstance(drawn["of"], dict)
             rows, drawn = drawn["rows"], drawn["of"]
-        found.append(Seen(part.name, part.objective, batch.rows(rows), drawn, rows, part.weight))
+        found.append(Seen(part.name, part.objective, batch.rows(rows), drawn, rows, part.weight, paired))
     return found
 
 
@@ -295,8 +299,11 @@ def noise(system: System, seen: Seen) -> Tensor:
     """Functions of a row whose expectation is zero by the definition of the velocity, [n, 16].
 
     phi_i . (dI_s - b_s) and phi_i . grad X (dI_s - b_s), at the row's x_s, s and t. Regressing a
-    gradient on them takes away the noise that data velocities bring and leaves any bias.
+    gradient on them takes away the noise that data velocities bring and leaves any bias. Of pairs that a flow
+    made they have another expectation, and are left out.
     """
+    if seen.paired:
+        return torch.zeros(len(seen.rows), 16, dtype=torch.float64)
     s, t = seen.times()
     x, v = path(system.interpolant, seen.batch.x0, seen.batch.data(), s)
     w = v - system.velocity(x, s)

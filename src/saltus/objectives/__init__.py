@@ -4,7 +4,8 @@
 :class:`Lagrangian` (a split near t), :class:`Eulerian` (near s), :class:`Composition` (in between)
 and :class:`Endpoint` (none). :class:`Distribution` matches the law of the student's samples instead, beside a
 critic that learns :class:`OnSamples`; :class:`Adversarial` beside a discriminator that learns
-:class:`Discrimination`. :class:`Sum` adds losses, on rows of their own or on the same.
+:class:`Discrimination`. :class:`OnFlow`, :class:`OnStored` and :class:`Renewed` give another objective
+the pairs of a flow. :class:`Sum` adds losses, on rows of their own or on the same.
 """
 
 from saltus.objectives.adversarial import Adversarial, Discrimination, Real
@@ -14,20 +15,26 @@ from saltus.objectives.distribution import Distribution, OnSamples, PerResidual
 from saltus.objectives.endpoint import Endpoint
 from saltus.objectives.eulerian import Eulerian
 from saltus.objectives.lagrangian import Lagrangian
+from saltus.objectives.pairs import Continued, OnFlow, OnStored, Renewed, Wrapped
 from saltus.objectives.sum import Part, Sum
 
 __all__ = [
     "Adversarial",
     "Composition",
+    "Continued",
     "Diagonal",
     "Discrimination",
     "Distribution",
     "Endpoint",
     "Eulerian",
     "Lagrangian",
+    "OnFlow",
     "OnSamples",
+    "OnStored",
     "Part",
     "PerResidual",
     "Real",
+    "Renewed",
     "Sum",
+    "Wrapped",
 ]
