@@ -95,6 +95,24 @@ def test_dropped_rows_have_the_null_condition(folders: dict[str, Path]) -> None:
     assert float((b(x, t, cond) - b(x, t, none)).abs().max()) > 1e-3
 
 
+def test_texts_of_pixart_are_cleaned_as_its_pipeline_cleans_them(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of the pipeline asks for it, its encode_prompt alone does not."""
+    from diffusers import PixArtSigmaPipeline
+
+    asked: list[bool] = []
+
+    def preprocessed(self: object, text: list[str], clean_caption: bool = False) -> list[str]:
+        asked.append(clean_caption)
+        return [t.lower() for t in text]
+
+    monkeypatch.setattr(PixArtSigmaPipeline, "_text_preprocessing", preprocessed)
+    model = open_diffusers(folders["PixArt"], length=12)
+    assert model.condition(["a cat"]).tokens is not None and model.nothing is not None
+    assert asked == [True, True]
+
+
 def test_an_empty_negative_of_the_large_network_is_zero(folders: dict[str, Path]) -> None:
     model = open_diffusers(folders["SDXL"])
     nothing, empty = model.nothing, model.condition([""])

@@ -136,12 +136,19 @@ def _masked(asked: _Texts, **more: object) -> Condition:
     return Condition(tokens=tokens, mask=mask.bool())
 
 
+def _usual(asked: _Texts, name: str) -> dict[str, object]:
+    """What a call of the pipeline gives for an argument of which nothing is said."""
+    return {name: inspect.signature(type(asked.pipe).__call__).parameters[name].default}
+
+
+def _pixart(asked: _Texts) -> Condition:
+    """PixArt's pipelines clean texts, where the packages for it are installed."""
+    return _masked(asked, **_usual(asked, "clean_caption"))
+
+
 def _sana(asked: _Texts) -> Condition:
     """By default Sana's pipeline puts an instruction before a prompt, and none before a negative one."""
-    if asked.negative:
-        return _masked(asked)
-    call = inspect.signature(type(asked.pipe).__call__)
-    return _masked(asked, complex_human_instruction=call.parameters["complex_human_instruction"].default)
+    return _masked(asked, **({} if asked.negative else _usual(asked, "complex_human_instruction")))
 
 
 PIPELINES: dict[str, Encoding] = {
@@ -151,7 +158,7 @@ PIPELINES: dict[str, Encoding] = {
     "StableDiffusion3Pipeline": _sd3,
     "FluxPipeline": _flux,
     "SanaPipeline": _sana,
-    "PixArtAlphaPipeline": _masked,
-    "PixArtSigmaPipeline": _masked,
+    "PixArtAlphaPipeline": _pixart,
+    "PixArtSigmaPipeline": _pixart,
 }
 """How the texts of each pipeline are encoded."""
