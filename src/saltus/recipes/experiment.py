@@ -200,8 +200,8 @@ class Experiment:
         return self._trained(built(critic, self.world, outline=chosen.build))
 
     def discriminator(self) -> Discriminator:
-        """Heads on the frozen features of the teacher, or on those of a network like the student's, which
-        then learn with them, where no teacher of its kind is on the method's path."""
+        """Heads on the frozen features of the teacher or, where no teacher of its kind is on the method's path,
+        on those of a network like the student's, of the smallest size, which then learn with them."""
         teacher, pairs, seed = self.teacher, self.method.card.pairs, self.training.seed
         if teacher is not None and teacher.run.spec.foreign is None:
             if teacher.suits(teacher.run.spec, self.interpolant):
@@ -209,7 +209,7 @@ class Experiment:
                 return initialised(  # small, and the same on every process, which all hold it whole
                     seed + 2, lambda: heads_on(model, self.spec.shape, pairs=pairs, twin=twin)
                 )
-        spec = replace(self.spec, heads=())
+        spec = replace(self.spec, heads=(), size=self.spec.size if self.spec.foreign else "tiny")
 
         def learned() -> Discriminator:
             return heads_on(spec.build(), spec.shape, pairs=pairs, learned=True)
