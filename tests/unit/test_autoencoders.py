@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "KL by channel": (made.kl, {"scaling_factor": 0.5, "latents_mean": MEAN, "latents_std": STD}),
     "tiny": (made.tiny, {}),
     "tiny scaled": (made.tiny, {"scaling_factor": 0.7}),
+    "DC": (made.dc, {"scaling_factor": 0.41407}),
 }
 
 
@@ -37,6 +38,7 @@ def expected(kind: str, raw: torch.Tensor) -> torch.Tensor:
         ),
         "tiny": lambda y: y,
         "tiny scaled": lambda y: y * 0.7,
+        "DC": lambda y: y * 0.41407,
     }[kind](raw)
 
 
@@ -60,7 +62,8 @@ def test_latents_are_those_of_diffusers_as_its_pipelines_scale_them(
     ours: Autoencoder = open_autoencoder(place, at_once=2, dtype=torch.float64)
     images = images.double()
     found = theirs.encode(images)
-    raw = found.latents if kind.startswith("tiny") else found.latent_dist.mode()
+    where = {"tiny": "latents", "DC": "latent"}.get(kind.split()[0])
+    raw = found.latent_dist.mode() if where is None else found[where]
     z = ours.encode(images)
     assert z.shape[1:] == ours.latent_shape(16, 16)
     torch.testing.assert_close(z, expected(kind, raw), atol=1e-12, rtol=1e-12)
@@ -154,7 +157,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut weights": (_cut, "expected a whole one of AutoencoderKL"),
     "other weights": (_config(block_out_channels=[16, 16, 16]), "expected (a whole one|the weights)"),
     "missing weights": (_config(layers_per_block=2), "missing or unknown, the first"),
-    "another class": (_config(_class_name="UNet2DModel"), "AutoencoderKL or AutoencoderTiny, got UNet"),
+    "another class": (_config(_class_name="UNet2DModel"), "AutoencoderTiny or AutoencoderDC, got UNet"),
     "no number": (_config(scaling_factor=float("nan")), "finite"),
     "no scale": (_config(scaling_factor=0.0), "above 0"),
     "short means": (_config(latents_mean=[0.0], latents_std=[1.0]), "one for each of 4 channels"),

@@ -11,11 +11,11 @@ import numpy as np
 from saltus.training import initialised
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny
+    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 
 LEVELS = 3
 CHANNELS = 4
-Model: TypeAlias = "AutoencoderKL | AutoencoderTiny"
+Model: TypeAlias = "AutoencoderKL | AutoencoderTiny | AutoencoderDC"
 Setting = float | tuple[float, ...]
 
 
@@ -47,6 +47,20 @@ def tiny(**more: Setting) -> Model:
         "latent_channels": CHANNELS,
     }
     model = initialised(0, lambda: AutoencoderTiny(**{**ladder, **more}))
+    return model.eval().requires_grad_(False)
+
+
+def dc(**more: Setting) -> Model:
+    """An AutoencoderDC; 16 pixels a side become 8."""
+    from diffusers import AutoencoderDC
+
+    ends = ("encoder", "decoder")
+    ladder: dict[str, object] = {"latent_channels": CHANNELS}
+    ladder |= {f"{end}_block_types": "ResBlock" for end in ends}
+    ladder |= {f"{end}_block_out_channels": (8, 8) for end in ends}
+    ladder |= {f"{end}_layers_per_block": (1, 1) for end in ends}
+    ladder |= {f"{end}_qkv_multiscales": ((), ()) for end in ends}
+    model = initialised(0, lambda: AutoencoderDC(**{**ladder, **more}))
     return model.eval().requires_grad_(False)
 
 

@@ -56,7 +56,7 @@ def encode(
     Args:
         data: Folder or .zip of pictures, .parquet, .npy or .npz.
         out: Folder of the latents: a new one, or one to go on with.
-        autoencoder: Folder of an AutoencoderKL or AutoencoderTiny of diffusers, or a pipeline with one.
+        autoencoder: Folder of an AutoencoderKL, AutoencoderTiny or AutoencoderDC of diffusers, or a pipeline.
         image_size: Crop and resample to squares of this side; None takes pictures as they are.
         posterior: Store the deviations of the encoder's noise too, so that training can draw it anew;
             --no-posterior stores means alone, half as much.

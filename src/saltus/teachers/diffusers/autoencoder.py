@@ -3,9 +3,10 @@
 What a pipeline of diffusers does around its autoencoder is done here: ``AutoencoderKL`` has either a
 ``scaling_factor`` and perhaps a ``shift_factor`` (SD, SD3, Flux), z = (y - shift) * scaling, or means and
 deviations of its channels besides (``latents_mean``, ``latents_std``), z = (y - mean) * scaling / std.
-``AutoencoderTiny`` writes latents of the same scale as the autoencoder that it imitates and has no noise.
+``AutoencoderTiny`` writes latents of the same scale as the autoencoder that it imitates and has no noise; nor
+has ``AutoencoderDC`` (Sana), z = y * scaling.
 
-Nothing is downloaded, unpickled or run: the class is one of two, the weights are safetensors.
+Nothing is downloaded, unpickled or run: the class is one of three, the weights are safetensors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from saltus.teachers.diffusers.packages import part, quietly
 __all__ = ["DiffusersAutoencoder", "open_autoencoder"]
 
 CONFIG, CLASS = "config.json", "_class_name"
-KINDS = ("AutoencoderKL", "AutoencoderTiny")
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 WEIGHTS = {
     "diffusion_pytorch_model.safetensors": None,
     "diffusion_pytorch_model.fp16.safetensors": "fp16",
@@ -167,7 +168,7 @@ def open_autoencoder(
         at_once: most images that pass through it together; the more, the more memory.
 
     Raises:
-        ValueError: if the folder holds no autoencoder of these two classes, or a damaged one, or diffusers is
+        ValueError: if the folder holds no autoencoder of these classes, or a damaged one, or diffusers is
             not installed.
     """
     place = Path(folder)
@@ -187,7 +188,7 @@ def open_autoencoder(
     offset, scale = _normalisation(settings, place)
     if tiling:
         model.enable_tiling()
-    blocks = settings["block_out_channels"]
+    blocks = settings.get("block_out_channels") or settings["encoder_block_out_channels"]
     return DiffusersAutoencoder(
         model=model.to(device).eval().requires_grad_(False),
         offset=offset,
@@ -220,8 +221,8 @@ def _config(place: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected an autoencoder's configuration, got {why}") from None
     if kind not in KINDS:
         raise ValueError(
-            f"{path}: expected {' or '.join(KINDS)}, got {str(kind)[:60]}; another one serves in "
-            "Python: saltus.recipes.encoding.encode_images"
+            f"{path}: expected {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {str(kind)[:60]}; another one "
+            "serves in Python: saltus.recipes.encoding.encode_images"
         )
     return dict(config)
 
