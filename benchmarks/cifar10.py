@@ -5,8 +5,9 @@ student of that teacher which sees no data, and starts with its weights. All tak
 batch. Commands of saltus train and measure them, one process each, and this script reads what they wrote:
 
     images      rows of data or noise in the training's steps, in thousands
-    images/s    of the training, over all of it
-    ratio       seconds for an image over those of flow matching
+    images/s    of a training step, measured at the end in turns, so that a machine which other programs use
+                slows down all of them; the median of the rounds
+    ratio       seconds for an image over those of flow matching in the same round, the median
     memory      the most that the process took, or on CUDA the most in tensors
     Fréchet     by the features of a small classifier of the data (see docs/evaluation.md), at 1, 2, 4, 8 steps
                 and of an ODE of 64 Heun steps; after it, half of a 95 % interval of the bootstrap
@@ -24,12 +25,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import matplotlib
 import numpy as np
 import tyro
 
+from saltus.recipes.pace import measured
+from saltus.recipes.resolve import experiment
 from saltus.report import Table
 
 matplotlib.use("Agg")
@@ -55,6 +59,8 @@ class Options:
     """Of each training; None is the setting's."""
     count: int = 1000
     """Samples for each figure."""
+    rounds: int = 3
+    """In which the pace of all is measured."""
     backbone: str | None = None
     """Another network than the setting's."""
     size: str | None = None
@@ -115,13 +121,22 @@ def measure(options: Options, run: Path, method: str) -> dict[tuple[str, int], t
     return found
 
 
-def pace(run: Path) -> tuple[int, float, int]:
-    """Rows that were learned from, rows a second, and the bytes that it took."""
+def effort(run: Path) -> tuple[int, int]:
+    """Rows that a run learned from, and the bytes that it took."""
     training = json.loads((run / "options.json").read_text())["options"]["training"]
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    rows = training["batch"] * training["steps"]
     memory = json.loads((run / "environment.json").read_text())["memory_peak"]
-    return rows, rows / last["seconds"], memory
+    return training["batch"] * training["steps"], memory
+
+
+def paces(options: Options, runs: dict[str, Path]) -> dict[str, list[float]]:
+    """Seconds a row of each method's step, round by round."""
+    parts = {method: experiment(str(run / "options.json"), ["--quiet"]) for method, run in runs.items()}
+    found: dict[str, list[float]] = {method: [] for method in runs}
+    for _ in range(1 if options.quick else options.rounds):
+        for method, made in parts.items():
+            rows = made.training.batch
+            found[method].append(measured(made, rows)(rows) / rows)
+    return found
 
 
 def grid(options: Options, runs: dict[str, Path]) -> Path:
@@ -150,14 +165,16 @@ def main(options: Options) -> None:
     runs = {method: train(options, method) for method in METHODS}
     found = {method: measure(options, run, method) for method, run in runs.items()}
     rows: list[list[str | float]] = []
-    base = pace(runs[TEACHER])[1]
+    took = paces(options, runs)
     for method, run in runs.items():
-        seen, rate, memory = pace(run)
+        seen, memory = effort(run)
+        ratio = median(a / b for a, b in zip(took[method], took[TEACHER], strict=True))
         scores = found[method]
         asked = [("own", n) for n in STEPS] + [("solver", 64)]
         told = ["–" if key not in scores else "{:.2f} ± {:.2f}".format(*scores[key]) for key in asked]
         learned = f"{seen / 1000:.0f}" + ("" if method != "freeflow" else " of noise")
-        rows.append([method, learned, round(rate), round(base / rate, 2), f"{memory / 2**30:.1f} GiB", *told])
+        rate = f"{1.0 / median(took[method]):.0f}"
+        rows.append([method, learned, rate, round(ratio, 2), f"{memory / 2**30:.1f} GiB", *told])
     head = ["method", "images/1000", "images/s", "ratio", "memory", *map(str, STEPS), "ODE"]
     Table(head, rows, title=f"CIFAR-10 by class, Fréchet distance at 1 to 8 steps, {options.setting}").show()
     print(f"picture  {grid(options, runs)}")
