@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import partial
 from types import FunctionType, MethodType
@@ -43,6 +43,7 @@ AXES: dict[str, tuple[str, ...]] = {
 RARE = frozenset({"coupling", "onward", "push", "target"})
 ALWAYS = frozenset(name for group in AXES.values() for name in group) - RARE
 """Fields that are shown also where they have their default."""
+PATH = next(iter(AXES))
 ALSO = "also"
 """The column for fields that are on no axis."""
 BARE = frozenset({"interpolant", "states", "times", "nodes", "split", "leg", "target", "gradient", "weight"})
@@ -173,12 +174,15 @@ def _is_objective(value: object) -> bool:
 def _rows(part: _Part, where: Sequence[str], names: Mapping[int, str]) -> Iterator[Row]:
     """The row of an objective, and those of objectives that it holds."""
     objective: Any = part.objective
-    own = vars(objective)
-    inner = [value for value in own.values() if _is_objective(value)]
-    term = ": ".join([*where, type(objective).__name__])
-    yield Row(term, part.words(), _cells(objective, names))
-    for value in inner:
-        yield from _rows(_Part(value), [*where, type(objective).__name__], names)
+    inner = [value for value in vars(objective).values() if _is_objective(value)]
+    cells, here = _cells(objective, names), [*where, type(objective).__name__]
+    said = part.words()
+    if not inner or any(cells[axis] for axis in cells if axis != PATH):  # else it only hands rows on
+        yield Row(": ".join(here), said, cells)
+        said = ""
+    for each in (each for value in inner for each in _parts(value)):
+        for row in _rows(each, here, names):
+            yield replace(row, share=f"{said} {row.share}".strip())
 
 
 def _cells(objective: Any, names: Mapping[int, str]) -> dict[str, str]:  # noqa: ANN401 - any of them

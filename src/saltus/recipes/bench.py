@@ -17,6 +17,7 @@ from saltus.methods import Need, discover, load
 from saltus.plots import Dots, dots
 from saltus.recipes.folder import check_file, whole
 from saltus.recipes.options import HELP, Flag, parse
+from saltus.recipes.show import said
 from saltus.recipes.trials import (
     COUNTS,
     DIGITS,
@@ -139,7 +140,7 @@ def hold(
             if key not in known or (fresh and known[key]["code"] != code(method)):
                 known[key] = measure(method, seed, budget.steps, budget.lr, budget.batch, problem)
                 _append(out, known[key])
-                print(_said(known[key], problem))
+                print(_found(known[key], problem))
         rows = {n: [known[problem.name, n, seed, budget] for seed in chosen] for n in names}
         lines = [Line.of(problem, n, found, budget) for n, found in rows.items()]
         shown = table(problem, lines, budget, markdown)
@@ -166,10 +167,10 @@ def _serves(problem: Problem, budget: Budget) -> list[str]:
     return found
 
 
-def _said(row: Mapping[str, Any], problem: Problem) -> str:
+def _found(row: Mapping[str, Any], problem: Problem) -> str:
     first = problem.kinds[0]
-    value = figure(row[first].get("1"))
-    at = f"{WORDS[first]} {value} at one step" if "1" in row[first] else f"{WORDS[first]} {row[first]}"
+    k, value = next(iter(row[first].items()))
+    at = f"{WORDS[first]} {figure(value)} at {said(int(k))}"
     return f"{problem.name}, {row['method']}, seed {row['seed']}: {at}, trained in {row['seconds']:.0f} s"
 
 
@@ -231,8 +232,8 @@ class Line:
 
     def values(self, kind: str, k: int) -> list[float]:
         """The figures of the seeds at k steps; none unless every seed has one."""
-        found = [row[kind].get(str(k)) for row in self.rows if kind in row]
-        return [] if None in found or len(found) < len(self.rows) else found
+        found = [row[kind].get(str(k)) for row in self.rows]
+        return [] if None in found else found
 
     def mean(self, kind: str, k: int) -> float | None:
         """Their mean."""
@@ -261,7 +262,8 @@ class Line:
         """The mean and, with ``spread``, half the range of the seeds."""
         found = self.values(kind, k)
         if not found:
-            return "diverges" if k == 1 and len(self.rows) > 0 and "1" in self.rows[0].get(kind, {}) else None
+            blown = any(str(k) in row[kind] and row[kind][str(k)] is None for row in self.rows)
+            return "diverges" if blown else None
         mean = figure(statistics.fmean(found))
         return f"{mean} ({figure((max(found) - min(found)) / 2)})" if spread and len(found) > 1 else mean
 
@@ -304,8 +306,10 @@ def _notes(problem: Problem, lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _panels(problem: Problem, lines: Sequence[Line]) -> dict[str, list[Dots]]:
-    """The first two figures of each method, one panel each."""
+    """The first two figures of each method, one panel each; none for a single method."""
     found = {}
+    if len(lines) < 2:
+        return {}
     for kind in problem.kinds[:2]:
         drawn = [
             Dots(

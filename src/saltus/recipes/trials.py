@@ -184,7 +184,7 @@ def _by_steps(
     """One figure by number of steps. Fresh noise after a jump leaves no map to compare with."""
     fresh = method.card.sampler is Sampler.RENOISE and kind == "rmse"
     known = {str(k): figures.get(KINDS[kind]) for k, figures in found.items() if k == 1 or not fresh}
-    return known if found else {"1": None}
+    return known if found else {str(min(method.card.steps)): None}
 
 
 @dataclass(frozen=True, eq=False)
