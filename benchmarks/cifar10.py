@@ -1,19 +1,22 @@
 """CIFAR-10 by class: a teacher and students of one network and one budget, by steps, pictures and seconds.
 
-The teacher is a flow of ``flow_matching``; ``lsd`` and ``mean_flow`` learn from the data alone; ``freeflow`` is a
-student of that teacher which sees no data, and starts with its weights. All take the same number of steps of the same
-batch. Commands of saltus train and measure them, one process each, and this script reads what they wrote:
+The teacher is a flow of ``flow_matching``; ``lsd`` and ``mean_flow`` learn from the data alone; ``freeflow``
+is a student of that teacher which sees no data, and starts with its weights. All take the same number of
+steps of the same batch. Commands of saltus train and measure them, one process each, and this script reads
+what they wrote:
 
     images      rows of data or noise in the training's steps, in thousands
     images/s    of a training step, measured at the end in turns, so that a machine which other programs use
                 slows down all of them; the median of the rounds
     ratio       seconds for an image over those of flow matching in the same round, the median
     memory      the most that the process took, or on CUDA the most in tensors
-    Fréchet     by the features of a small classifier of the data (see docs/evaluation.md), at 1, 2, 4, 8 steps
-                and of an ODE of 64 Heun steps; after it, half of a 95 % interval of the bootstrap
+    Fréchet     by the features of a small classifier of the data (see docs/evaluation.md), at 1, 2, 4, 8
+                steps and of an ODE of 64 Heun steps; after it, half of a 95 % interval of the bootstrap
 
-    python benchmarks/cifar10.py --data CIFAR10 --out runs/cifar10                  two CPU cores, about half an hour
-    python benchmarks/cifar10.py --data CIFAR10 --out runs/cifar10 --setting small --compile    a GPU
+On two CPU cores, in about half an hour, and on a GPU:
+
+    python benchmarks/cifar10.py --data CIFAR10 --out runs/cifar10
+    python benchmarks/cifar10.py --data CIFAR10 --out runs/cifar10 --setting small --compile
 
 It goes on where it was stopped; --quick trains a few steps, to see that all of it works.
 """
