@@ -1,8 +1,8 @@
 """CIFAR-10 by class: a teacher and students of one network and one budget, by steps, pictures and seconds.
 
 The teacher is a flow of ``flow_matching``; ``lsd`` and ``mean_flow`` learn from the data alone; ``freeflow``
-is a student of that teacher which sees no data, and starts with its weights. All take the same number of
-steps of the same batch. Commands of saltus train and measure them, one process each, and this script reads
+is a student of that teacher which sees no data, starts with its weights and takes half as many steps. All
+have the same network and batch. Commands of saltus train and measure them, one process each, and this script reads
 what they wrote:
 
     images      rows of data or noise in the training's steps, in thousands
@@ -93,8 +93,9 @@ def train(options: Options, method: str) -> Path:
     if method == "freeflow":
         teacher = options.out / TEACHER
         told = json.loads((teacher / "options.json").read_text())["options"]["training"]
-        same = ("steps", "batch", "lr", "warmup", "clip")
+        same = ("batch", "lr", "warmup", "clip")
         words = [word for name in same for word in (f"--{name}", told[name])]
+        words += ["--steps", told["steps"] // 2]
         saltus("distill", teacher, "--method", method, *words, "--ema", *told["ema"], *shared)
         return run
     words = ["--setting", options.setting]
