@@ -134,7 +134,7 @@ def hold(
     for problem in BENCHES[name]:
         budget = Budget(steps or usual[0], lr or usual[1], batch or problem.batch)
         chosen = seeds or ((0,) if short else problem.seeds)
-        names = asked or _serves(problem, budget)
+        names = asked or _serves(problem, budget, known)
         for method, seed in ((n, s) for n in names for s in chosen):
             key = (problem.name, method, seed, budget)
             if key not in known or (fresh and known[key]["code"] != code(method)):
@@ -151,11 +151,14 @@ def hold(
     return status
 
 
-def _serves(problem: Problem, budget: Budget) -> list[str]:
+def _serves(problem: Problem, budget: Budget, known: Rows) -> list[str]:
     """The methods that can learn the problem; why others cannot is printed."""
     found = []
     for name, method in discover().items():
         if Need.LABELS in method.card.needs:  # none are used here
+            continue
+        if any(key[:2] == (problem.name, name) and key[3] == budget for key in known):  # it did
+            found.append(name)
             continue
         try:
             made = experiment(name, 0, budget.steps, budget.lr, budget.batch, problem)
