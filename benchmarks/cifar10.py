@@ -2,8 +2,8 @@
 
 The teacher is a flow of ``flow_matching``; ``lsd`` and ``mean_flow`` learn from the data alone; ``freeflow``
 is a student of that teacher which sees no data, starts with its weights and takes half as many steps. All
-have the same network and batch. Commands of saltus train and measure them, one process each, and this script reads
-what they wrote:
+have the same network and batch. Commands of saltus train and measure them, one process each, and this script
+reads what they wrote:
 
     images      rows of data or noise in the training's steps, in thousands
     images/s    of a training step, measured at the end in turns, so that a machine which other programs use
