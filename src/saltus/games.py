@@ -61,6 +61,7 @@ class Move:
         optimizer: parameters -> optimiser; None takes the run's own.
         when: step -> how many times to move in that step, each on a fresh batch.
         after: done in order when a move has stepped.
+        rate: multiplies its learning rates, the run's or its own optimiser's.
     """
 
     name: str
@@ -69,6 +70,11 @@ class Move:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     when: Callable[[int], int] = every_step
     after: tuple[After, ...] = ()
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0.0:
+            raise ValueError(f"rate of move {self.name!r}: expected a number above 0, got {self.rate}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,11 +242,13 @@ def learned_weights(objective: Objective) -> list[nn.Module]:
     return [] if weight is None else [weight]
 
 
-def student_move(student: nn.Module, objective: Objective, after: tuple[After, ...] = ()) -> Move:
+def student_move(
+    student: nn.Module, objective: Objective, after: tuple[After, ...] = (), rate: float = 1.0
+) -> Move:
     """The student's move, which also trains what learns in the role ``weight`` of its objective."""
     learned = learned_weights(objective)
     module = nn.ModuleList([student, *learned]) if learned else student
-    return Move(name="student", module=module, objective=objective, after=after)
+    return Move(name="student", module=module, objective=objective, after=after, rate=rate)
 
 
 @overload

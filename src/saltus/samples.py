@@ -23,10 +23,11 @@ from saltus.interpolants import Interpolant
 from saltus.states import DataStates, PriorStates, State, States
 from saltus.streams import Streams
 from saltus.tensors import full_like_rows, like
-from saltus.times import Law, Uniform
+from saltus.times import Law, Uniform, shifted
 from saltus.typing import Batch, Condition, Draws, FlowMap
 
 __all__ = [
+    "CellStops",
     "Chain",
     "FixedStops",
     "FromPrior",
@@ -155,6 +156,35 @@ class RandomStops:
     def __call__(self, rng: Streams) -> Tensor:
         inner = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0).sort(dim=1).values
         return torch.cat([inner.new_zeros(len(inner), 1), inner], dim=1)
+
+
+@dataclass(frozen=True)
+class CellStops:
+    """0 and both ends of a cell, of a grid of n equal cells drawn anew for every row: the walk of n steps,
+    all cells before the row's own taken in one jump and all after it in another.
+
+    Attributes:
+        counts: n is one of them, all as likely.
+        shift: of the grid's clock, see :func:`saltus.times.shifted`; 1 spaces it evenly.
+
+    References:
+        AnyFlow, 2026, arXiv 2605.13724.
+    """
+
+    counts: tuple[int, ...] = (2, 4, 8, 16, 50)
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"stops: expected numbers of cells of at least 1, got {self.counts}")
+
+    def __call__(self, rng: Streams) -> Tensor:
+        table = torch.tensor(self.counts, device=rng.device)
+        n = table[rng.integers("count", len(self.counts))].to(rng.dtype)
+        cell = torch.minimum((rng.uniform("cell") * n).floor(), n - 1.0)
+        return torch.stack(
+            [torch.zeros_like(n), shifted(cell / n, self.shift), shifted((cell + 1.0) / n, self.shift)], dim=1
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ __all__ = [
     "PairLaw",
     "Ramp",
     "Restricted",
+    "Shifted",
     "SigmoidAnneal",
     "Split",
     "StepLaw",
@@ -47,6 +48,7 @@ __all__ = [
     "UniformSplit",
     "linear_time",
     "resolved",
+    "shifted",
     "trigonometric_time",
 ]
 
@@ -172,6 +174,31 @@ class Earliest:
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.law(1.0 - (1.0 - u) ** (1.0 / self.of))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The times of ``law`` on a clock that ``shift`` > 1 slows down at the noise, as large pictures and clips
+    need: with w = 1 - t, w' = shift w/(1 + (shift - 1) w) (Esser et al., 2024, arXiv 2403.03206, eq. 23).
+
+    >>> Shifted(Uniform(), 3.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0000, 0.2500, 1.0000])
+    """
+
+    law: Law
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0.0:
+            raise ValueError(f"shift of the clock: expected a number above 0, got {self.shift}; 1 is none")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return shifted(self.law(u), self.shift)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """The time on the slowed clock: 0 at 0 and 1 at 1."""
+    return t / (t + shift * (1.0 - t))
 
 
 def _draw(law: Law, rng: Streams, name: str, stratified: bool) -> Tensor:

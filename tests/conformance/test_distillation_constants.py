@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from systems import Perturbed, Undecided, first, gaussian, objective_of, pairs, streams, unfold
+from systems import Perturbed, Undecided, gaussian, objective_of, pairs, streams, unfold
 from test_published_constants import U, Z, default
 from torch import Tensor
 
@@ -195,7 +195,8 @@ def test_a_weight_of_the_correction_knows_the_noise_level() -> None:
 @pytest.mark.parametrize("name", [n for n, m in discover().items() if Need.TEACHER in m.card.needs])
 @pytest.mark.parametrize("shape", [(), (1,), (32, 1), (32,)])
 def test_a_teacher_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
-    """Each of these would be broadcast in a difference, and train something else."""
+    """Each of these would be broadcast in a difference, and train something else. Of stages, in the first
+    that asks the teacher."""
 
     def wrong(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return torch.zeros(shape if shape[:1] != (32,) else (len(x), *shape[1:]), dtype=x.dtype)
@@ -203,14 +204,17 @@ def test_a_teacher_of_another_shape_is_refused(name: str, shape: tuple[int, ...]
     system = gaussian()
     student = Perturbed(system.exact, C)
     others = {"critic": deepcopy(student), "discriminator": Undecided()}
-    game = first(load(name).wired(student, teacher=wrong, **others))
+    built = load(name).wired(student, teacher=wrong, **others)
     batch, rng = pairs(system, 32)
     batch = replace(batch, cond=Condition(label=torch.zeros(32, dtype=torch.int64)))
-    if isinstance(game, Game) and game.prepare is not None:
-        batch = game.prepare(batch)
-    objective = objective_of(game)
     with pytest.raises(ValueError, match="expected a velocity of shape"):
-        objective(batch, objective.draw(batch, rng))
+        for stage in built.stages if isinstance(built, Stages) else (None,):
+            game = built if stage is None else stage.build({})
+            seen = batch
+            if isinstance(game, Game) and game.prepare is not None:
+                seen = game.prepare(batch)
+            objective = objective_of(game)
+            objective(seen, objective.draw(seen, rng))
 
 
 def test_counts_and_shares_that_say_nothing_are_refused() -> None:

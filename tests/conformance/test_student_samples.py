@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from systems import Perturbed, Undecided, gaussian, loss, pairs, unfold
+from systems import Perturbed, Undecided, gaussian, loss, pairs, streams, unfold
 from test_method_equalities import C, assert_same_gradient
 from torch import Tensor
 
-from saltus.games import Game
+from saltus.games import Game, Stages
 from saltus.interpolants import Linear, path
 from saltus.legs import ddim
+from saltus.methods.anyflow import anyflow
 from saltus.methods.motion_consistency import motion_consistency
-from saltus.objectives import Discrimination
+from saltus.objectives import Discrimination, Distribution, OnSamples
+from saltus.samples import CellStops, Chain, renoised
+from saltus.tensors import like
 from saltus.typing import Batch, Draws
 from saltus.weights import EntryHuber, Span
 
@@ -109,3 +112,87 @@ def test_motion_consistency_of_whole_clips_is_a_latent_consistency_model() -> No
 def test_a_share_of_own_samples_that_is_none_or_all_is_refused(own: float) -> None:
     with pytest.raises(ValueError, match="own samples"):
         motion_consistency(student_of(), teacher=SYSTEM.velocity, own=own)  # type: ignore[arg-type]
+
+
+# AnyFlow
+
+
+def flowing(student: Perturbed, critic: Perturbed) -> Stages:
+    return anyflow(student, teacher=SYSTEM.velocity, critic=critic)  # type: ignore[arg-type]
+
+
+def test_anyflow_learns_mean_flow_by_differences_first() -> None:
+    """D times (1 - s) sqrt(s) m/(m + c), m the mean square, off the diagonal; on it (1 - s) sqrt(s) D m."""
+    student = student_of()
+    stage = flowing(student, student_of()).stages[0].build({})
+    batch, rng = pairs(SYSTEM, 400)
+    batch = replace(batch, cond=None)
+    found = unfold(stage, batch, stage.draw(batch, rng))  # type: ignore[arg-type, union-attr]
+    assert [len(seen.rows) for seen in found] == [200, 100, 100]
+    for seen in found:
+        s, t = seen.times()
+        x, v = path(Linear(), seen.batch.x0, seen.batch.data(), s)
+        fade = (1.0 - s) * s.sqrt()
+        if seen.name == "diagonal":
+            wanted = fade * (student.velocity(x, s) - v).square().sum(1)
+        else:
+            ahead, behind = (student.average(x + h * v, s + h, t) for h in (0.005, -0.005))
+            target = v + like(t - s, x) * (ahead - behind) / 0.01
+            m = (student.average(x, s, t) - target.detach()).square().mean(1)
+            wanted = 2.0 * fade * m / (m.detach() + 1e-5)
+        (term,) = seen.objective(seen.batch, seen.draws).values()
+        assert torch.allclose(term.value, wanted, rtol=1e-8)
+        assert_same_gradient(term.value.mean(), wanted.mean(), student)
+    assert bool((found[2].times()[1] == 1.0).all())
+
+
+def test_anyflow_then_moves_the_ends_of_three_live_jumps_by_dmd() -> None:
+    """Gradient E[ (D_critic - D)/mean|X - D| . dX ] with D(x, r) = x + (1 - r) b the denoisers."""
+    student, critic = student_of(), Perturbed(SYSTEM.exact, C.roll(3))
+    game = flowing(student, critic).stages[1].build({})
+    assert isinstance(game, Game)
+    learns, follows = game.moves
+    assert learns.rate == 0.04 and follows.rate == 1.0 and follows.module is critic
+    assert isinstance(follows.objective, OnSamples)
+    batch, rng = pairs(SYSTEM, ROWS)
+    batch = replace(batch, cond=None)
+    part = [p for p in learns.objective.parts if p.name == "distribution"][0].objective  # type: ignore[attr-defined]
+    assert isinstance(part, Distribution)
+    draws = part.draw(batch, rng)
+    of, r, noise = draws["maker"], draws["t"], draws["noise"]
+    assert isinstance(of, dict) and isinstance(r, Tensor) and isinstance(noise, Tensor)
+    stops = of["stops"]
+    assert isinstance(stops, Tensor)
+    x = student(batch.x0, 0.0 * ONE, stops[:, 1])
+    x = student(student(x, stops[:, 1], stops[:, 2]), stops[:, 2], ONE)
+    seen = renoised(Linear(), x.detach(), ONE, r, noise)
+    far = like(1.0 - r, seen)
+    fake, real = (seen + far * b(seen, r) for b in (critic.velocity, SYSTEM.velocity))
+    step = (fake - real) / (x - real).abs().mean(1, keepdim=True)
+    term = part(batch, draws)["distribution"]
+    assert torch.allclose(term.value, 0.5 * step.detach().square().sum(1), rtol=1e-8)
+    assert_same_gradient(term.value.mean(), (step.detach() * x).sum(1).mean(), student)
+
+
+def test_a_walk_of_any_number_of_steps_is_one_jump_on_the_exact_map() -> None:
+    """And away from it, it is not."""
+    batch, rng = pairs(SYSTEM, ROWS)
+    walk = Chain(CellStops(shift=5.0))
+    for student, same in ((SYSTEM.exact, True), (student_of(), False)):
+        one = student(batch.x0, 0.0 * ONE, ONE)
+        made = walk(student, Linear(), replace(batch, cond=None), walk.draw(batch, rng))
+        assert torch.allclose(made.x, one, atol=1e-10) is same
+
+
+def test_cells_of_a_walk_are_neighbours_on_the_shifted_grid() -> None:
+    """All numbers of cells come up, all cells of one as often, and w = 5 w/(1 + 4 w) at their ends."""
+    stops = CellStops((2, 4), shift=5.0)(streams(4000))
+    assert bool((stops[:, 0] == 0.0).all())
+    w = 1.0 - stops
+    even = 1.0 - w / (5.0 - 4.0 * w)
+    length = even[:, 2] - even[:, 1]
+    assert torch.allclose(length, torch.where(length > 0.4, 0.5, 0.25).to(length), atol=1e-12)
+    assert float((length > 0.4).double().mean()) == pytest.approx(0.5, abs=0.03)
+    first = even[length < 0.4, 1]
+    counts = torch.stack([(first - k / 4).abs() < 1e-9 for k in range(4)]).sum(1)
+    assert int(counts.sum()) == len(first) and int(counts.min()) > 400

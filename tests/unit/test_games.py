@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from saltus.games import Follow, Game, Move, Project, as_game
 from saltus.streams import Streams
+from saltus.training import fit
 from saltus.typing import Batch, Draws, Term
 
 
@@ -80,3 +81,35 @@ def test_a_bare_objective_is_a_game_of_the_student_alone() -> None:
     assert [move.when(k) for k in (0, 1, 100)] == [1, 1, 1] and move.after == () and game.prepare is None
     other = Game((Move("critic", student, objective, when=lambda step: 5 if step else 0),))
     assert as_game(other, student) is other and other.moves[0].when(3) == 5
+
+
+class Pulls:
+    """The weight itself as a loss, whose gradient is 1."""
+
+    def __init__(self, net: nn.Linear) -> None:
+        self.net = net
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        return {}
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
+        return {"pull": Term(self.net.weight.flatten())}
+
+
+def noise(rng: Streams) -> Batch:
+    return Batch(rng.normal("x0", 1))
+
+
+def test_a_move_has_a_rate_of_its_own() -> None:
+    """A step of plain descent is the run's rate times the schedule's times the move's; 0 is refused."""
+    moved = []
+    for rate in (1.0, 0.25):
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(net.weight, 2.0)
+
+        game = Game((Move("student", net, Pulls(net), lambda p: torch.optim.SGD(p, 0.1), rate=rate),))
+        next(fit(game, noise, steps=1, seed=0, batch=2, schedule=lambda progress: 0.5 + 0.0 * progress))
+        moved.append(2.0 - float(net.weight.detach()))
+    assert moved == pytest.approx([0.05, 0.0125], rel=1e-5)
+    with pytest.raises(ValueError, match="rate"):
+        Move("student", net, Pulls(net), rate=0.0)

@@ -188,7 +188,7 @@ class Fit(Iterator[Step]):
         shared = [self._batch(rng.named("data"), progress) for rng in rngs]
         for player in self.players:
             move = player.move
-            player.scale_rates(factor)
+            player.scale_rates(factor * move.rate)
             for count in range(move.when(here)):
                 again = f"{move.name}.{count}" if count else move.name
                 batches = shared
