@@ -39,6 +39,7 @@ from saltus.maps import EulerMap
 from saltus.methods import Sampler, discover
 from saltus.methods.scm import scm
 from saltus.objectives import Composition, Diagonal, Endpoint, Eulerian, Lagrangian
+from saltus.pyramid import Climb
 from saltus.slots import Data, Head, Own, Teacher
 from saltus.times import Fraction, FromStart, Gaps, Midpoint, Restricted, ToEnd, Uniform, trigonometric_time
 from saltus.typing import FlowMap, Gradient, Objective
@@ -109,7 +110,7 @@ def limit_of(objective: Objective) -> Objective | None:
         return replace(objective, leg=None)
     if isinstance(objective, Composition) and isinstance(objective.target, EulerMap):
         return replace(objective, target=None)
-    if isinstance(objective, Endpoint) and isinstance(objective.leg, Along):
+    if isinstance(objective, Endpoint) and isinstance(objective.leg, Along | Climb):
         return replace(objective, leg=Jump())
     return None
 
