@@ -24,7 +24,7 @@ LEVEL = {
     **dict.fromkeys(("typing", "tensors", "streams", "primitives", "autodiff"), 0),
     **dict.fromkeys(("interpolants", "couplings", "times", "curricula", "weights", "radial"), 1),
     **dict.fromkeys(("predictions", "maps", "identities", "legs", "sde", "states", "guidance"), 2),
-    **dict.fromkeys(("pyramid", "slots", "trajectories", "samples", "adversaries"), 2),
+    **dict.fromkeys(("pyramid", "slots", "trajectories", "policies", "samples", "adversaries"), 2),
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),
     "games": 4,
     "lessons": 4.5,

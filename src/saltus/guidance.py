@@ -167,9 +167,7 @@ class GuidanceInput:
 
     def draw(self, rng: Streams) -> Tensor:
         """w, [B]."""
-        if self.group > 1:
-            rng = replace(rng, index=rng.index - rng.index % self.group)
-        return 1.0 + (self.high - 1.0) * rng.uniform("w")
+        return 1.0 + (self.high - 1.0) * rng.together(self.group).uniform("w")
 
     def apply(self, cond: Condition | None, drawn: Tensor) -> Condition:
         """The condition with the drawn strengths."""

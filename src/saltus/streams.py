@@ -61,6 +61,27 @@ class Streams:
         """The streams of some rows; each keeps its own numbers."""
         return replace(self, index=self.index[index.cpu()])
 
+    def places(self, group: int) -> Tensor:
+        """Where each row is in its group of ``group`` neighbours by number: int64 [B], on the CPU.
+
+        Raises:
+            ValueError: unless the rows are whole groups, in order.
+
+        >>> Streams(seed=0, index=torch.arange(4)).places(2)
+        tensor([0, 1, 0, 1])
+        """
+        place = self.index % group
+        if len(place) % group or not torch.equal(place, torch.arange(len(place)) % group):
+            raise ValueError(
+                f"groups: expected rows in whole groups of {group}, got {len(place)} rows, the first of them "
+                f"sample {int(self.index[0])}; use a batch that is a multiple of {group}"
+            )
+        return place
+
+    def together(self, group: int) -> Streams:
+        """Streams that draw the same for all rows of a group of ``group``: its first row's numbers."""
+        return replace(self, index=self.index - self.index % group)
+
     def named(self, prefix: str) -> Streams:
         """The same rows under names of their own."""
         return replace(self, prefix=f"{self.prefix}{prefix}/")

@@ -7,49 +7,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saltus.metrics.pairs import as_points, distances, mean_over_pairs
+from saltus.radial import RBF, Laplace
 
 __all__ = ["RBF", "Laplace", "mmd", "scaled"]
-
-
-def _check(bandwidths: tuple[float, ...]) -> None:
-    if not bandwidths or min(bandwidths) <= 0.0:
-        raise ValueError(f"bandwidths: expected positive numbers, at least one, got {bandwidths}")
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return sum(values[1:], values[0]) / len(values)
-
-
-@dataclass(frozen=True)
-class RBF:
-    """k(d) = mean over h of exp(-d^2 / (2 h^2)), with bandwidths h in units of the samples."""
-
-    bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
-
-    def __post_init__(self) -> None:
-        _check(self.bandwidths)
-
-    def __call__(self, d: Tensor) -> Tensor:
-        return _mean([torch.exp(d.square() / (-2.0 * h * h)) for h in self.bandwidths])
-
-
-@dataclass(frozen=True)
-class Laplace:
-    """k(d) = mean over h of exp(-d / h), with Euclidean distance d: heavier tails than :class:`RBF`."""
-
-    bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
-
-    def __post_init__(self) -> None:
-        _check(self.bandwidths)
-
-    def __call__(self, d: Tensor) -> Tensor:
-        return _mean([torch.exp(-d / h) for h in self.bandwidths])
 
 
 _RBF = RBF()

@@ -94,7 +94,7 @@ class Discriminator(nn.Module):
         if learned and not isinstance(features, nn.Module):
             raise ValueError("discriminator: only a module's features can learn; leave out learned=True")
         self.learned = features if learned and isinstance(features, nn.Module) else None
-        self._frozen = () if learned else (features,)
+        self._frozen: tuple[Features | nn.Module, ...] = () if learned else (features,)
         if not learned and isinstance(features, nn.Module):
             features.requires_grad_(False)
         self.heads = nn.ModuleList(_Head(count * (2 if pairs else 1), width) for count in channels)
@@ -116,7 +116,8 @@ class Discriminator(nn.Module):
         plain = None if cond is None else replace(cond, w=None, interval=None)
         seen = self._of(x, t, plain)
         if start is not None:
-            seen = [torch.cat(both, dim=-1) for both in zip(seen, self._of(*start, plain), strict=True)]
+            before = self._of(start[0], start[1], plain)
+            seen = [torch.cat(both, dim=-1) for both in zip(seen, before, strict=True)]
         if len(seen) != len(self.heads):
             raise ValueError(
                 f"discriminator: expected {len(self.heads)} features, one for each head, got {len(seen)}; "

@@ -200,8 +200,8 @@ class Experiment:
         return self._trained(built(critic, self.world, outline=chosen.build))
 
     def discriminator(self) -> Discriminator:
-        """Heads on the frozen features of the teacher or, where no teacher of its kind is on the method's path,
-        on those of a network like the student's, of the smallest size, which then learn with them."""
+        """Heads on the frozen features of the teacher or, where no teacher of its kind is on the method's
+        path, on those of a network like the student's, of the smallest size, which then learn with them."""
         teacher, pairs, seed = self.teacher, self.method.card.pairs, self.training.seed
         if teacher is not None and teacher.run.spec.foreign is None:
             if teacher.suits(teacher.run.spec, self.interpolant):
