@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from kinds import each
 from systems import Undecided
 from test_resume import network, source, velocity
 from torch import Tensor
@@ -62,7 +63,7 @@ def difference(name: str, options: dict[str, object]) -> float:
     return max(float((whole[key] - parts[key]).abs().max() / whole[key].abs().max()) for key in whole)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_micro_batches_are_the_batch(name: str) -> None:
     fixed = OVER_THE_BATCH.get(name, {})
     assert difference(name, dict(fixed)) < 1e-12
@@ -70,7 +71,7 @@ def test_micro_batches_are_the_batch(name: str) -> None:
         assert difference(name, {}) > 1e-3, "no exception any more: drop it here and in docs/scale.md"
 
 
-@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.card.plain])
+@pytest.mark.parametrize("name", each(name for name, m in METHODS.items() if m.card.plain))
 def test_micro_batches_are_the_batch_in_plain_form(name: str) -> None:
     assert difference(name, {**METHODS[name].card.plain, **OVER_THE_BATCH.get(name, {})}) < 1e-12
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kinds import each
 from restores import FILE, plain, restores
 from systems import (
     Perturbed,
@@ -148,7 +149,13 @@ def finer(name: str, halvings: int) -> dict[str, object]:
     return {option: 16 * 2**halvings}
 
 
-@pytest.mark.parametrize("system", [gaussian(), mixture(spread=0.5)], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize(
+    "system",
+    [
+        pytest.param(gaussian(), id="gaussian"),
+        pytest.param(mixture(spread=0.5), id="mixture", marks=pytest.mark.all),
+    ],
+)
 @pytest.mark.parametrize("name", FINITE)
 def test_the_bias_of_a_finite_step_falls_with_it_as_declared(name: str, system: System) -> None:
     """By 2^p at every halving, p the order on the card: 1 along data, 2 for a teacher's Heun step."""
@@ -170,7 +177,7 @@ def test_the_bias_of_a_finite_step_falls_with_it_as_declared(name: str, system: 
     assert sizes[1] / sizes[2] == pytest.approx(wanted, rel=0.15), sizes
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_what_methods_restore_is_current(name: str) -> None:
     """Away from the truth every method from data points home from a wrong law, and every one but flow
     matching from a wrong map; recipes/restores.json says so."""

@@ -7,6 +7,7 @@ with the exact velocity as the teacher, and its one-step map comes nearer the ex
 from __future__ import annotations
 
 import pytest
+from kinds import each
 
 from saltus.methods import Need, Sampler, discover
 from saltus.recipes.trials import IMAGES, measure
@@ -22,7 +23,7 @@ DISTILLED = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DISTILLED)
+@pytest.mark.parametrize("name", each(DISTILLED))
 def test_every_distillation_method_learns_images(name: str) -> None:
     """A third of the way from the noise to where the exact flow sends it; a tenth for maps that learn from
     their ends at t = 1 backwards, and have not come to the prior so soon."""

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from kinds import each
 from systems import Undecided, first
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def batch(rng: Streams) -> Batch:
     return Batch(x0, x1, condition, progress=torch.full((), 0.3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", discover())
+@pytest.mark.parametrize("name", each(discover()))
 def test_compiled_loss_equals_eager(name: str) -> None:
     """In float64, by the tracer without a code generator; a break of the graph raises."""
     torch._dynamo.reset()

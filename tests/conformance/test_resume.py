@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import each
 from systems import Undecided
 from torch import Tensor, nn
 
@@ -159,7 +160,7 @@ def boundaries(built: Built) -> set[int]:
     return {span.first for span in spans(built, STEPS)[1:]} if isinstance(built, Stages) else set()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_every_method_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     """In the middle, at the last step, and where a stage ends and the next begins."""
     method = METHODS[name]
@@ -168,7 +169,7 @@ def test_every_method_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert len({value[0].item() for value in straight.seen.values()}) > 1, "the run changes"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_learned_weights_go_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     straight = check(lambda: begun(partial(of_method, method, True)), {5}, tmp_path)
