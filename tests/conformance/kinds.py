@@ -1,6 +1,9 @@
-"""One method of each kind. What costs seconds for a method and depends on its kind alone, not on its formula, CI
-asks of these; ``make test-all`` asks it of all. A formula is held against its truth in CI for every method: by
-its expected gradient on a Gaussian and by a short training."""
+"""One method of each kind.
+
+What costs seconds for a method and depends on its kind alone, not on its formula, CI asks of these;
+``make test-all`` asks it of all. A formula is held against its truth in CI for every method: by its expected
+gradient on a Gaussian and by a short training.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def open_cifar10(place: Path, split: str = "train") -> Images:
             f"{' x '.join(map(str, found.shape))} in {len(found.classes)}: {listed(found.classes)}; "
             "saltus run pictures-METHOD learns any pictures"
         )
-    return replace(found, name=f"CIFAR-10, {split}", classes=CIFAR10)
+    which = place.name if place.is_file() else split
+    return replace(found, name=f"CIFAR-10, {which}", classes=CIFAR10)
 
 
 def _binary(place: Path, split: str) -> list[Path]:
