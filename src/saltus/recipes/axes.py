@@ -168,7 +168,8 @@ def _parts(objective: Objective) -> Iterator[_Part]:
 
 
 def _is_objective(value: object) -> bool:
-    return is_dataclass(value) and type(value).__module__.startswith("saltus.objectives")
+    ours = is_dataclass(value) and type(value).__module__.startswith("saltus.objectives")
+    return ours and "draw" in dir(type(value))
 
 
 def _rows(part: _Part, where: Sequence[str], names: Mapping[int, str]) -> Iterator[Row]:
