@@ -196,6 +196,8 @@ def test_networks_that_are_not_known() -> None:
         family_of(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="got UNet2DConditionModel"):  # it wants an image, too
         family_of(network("SD1.5", addition_embed_type="image", encoder_hid_dim=4, cross_attention_dim=16))
+    with pytest.raises(ValueError, match="got UNet2DConditionModel"):  # it wants an image, too
+        family_of(network("SD1.5", num_class_embeds=4))
     module = network("SDXL")
     family = family_of(module)
     text = condition("SDXL")

@@ -173,7 +173,8 @@ def _fits(family: Family, module: nn.Module) -> bool:
     if "UNet2DConditionModel" in family.classes:
         more = _setting(module, "addition_embed_type")
         kind = more in _XL if "pooled" in family.takes else more is None
-        return kind and _setting(module, "class_embed_type") is None
+        unlabelled = all(_setting(module, name) is None for name in ("class_embed_type", "num_class_embeds"))
+        return kind and unlabelled
     if "SanaTransformer2DModel" in family.classes:
         return not _setting(module, "guidance_embeds", False)
     return True
