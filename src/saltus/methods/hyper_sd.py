@@ -47,7 +47,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
     threshold=0.4,
-    quick_threshold=0.9,
+    quick_threshold=1.55,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
     second_hand=("decay 0.95 and a step of 1/50, as in latent consistency models", "stages of equal length"),

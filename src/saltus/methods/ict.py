@@ -37,7 +37,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
     threshold=0.65,
-    quick_threshold=0.65,
+    quick_threshold=0.51,
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},
     second_hand=("c = 0.00054 sqrt(D) and 10 to 1280 cells, from memory of the paper and its public code",),

@@ -45,7 +45,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
     threshold=0.36,
-    quick_threshold=0.9,
+    quick_threshold=1.45,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
     second_hand=("decay 0.95, c = 0.001 and 50 times, from the training code of diffusers",),

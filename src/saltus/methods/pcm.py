@@ -45,7 +45,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
     threshold=0.15,
-    quick_threshold=0.3,
+    quick_threshold=0.43,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
     second_hand=("decay 0.95, c = 0.001 and 50 times, as in the training code of latent consistency models",),

@@ -43,7 +43,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=3.0),
     threshold=0.26,
-    quick_threshold=0.9,
+    quick_threshold=1.42,
     bias="DDIM steps of the teacher: O(d); above eta = 0 the fixed point moves towards the posterior mean",
     plain={"eta": 0.0, "weight": Squared()},
     second_hand=("all constants: eta 0.3, three steps over 24 of 1000 times, decay 0.95, squared error",),

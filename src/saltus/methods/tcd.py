@@ -44,7 +44,7 @@ CARD = Card(
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
     threshold=0.4,
-    quick_threshold=0.9,
+    quick_threshold=1.49,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
     second_hand=("decay 0.95 and 50 times, from memory of the paper", "t uniform after s"),

@@ -51,7 +51,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
     threshold=0.65,
-    quick_threshold=0.7,
+    quick_threshold=1.0,
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},
     second_hand=("stages of equal length",),
