@@ -254,9 +254,16 @@ class Seen:
     paired: bool = False
 
     def times(self) -> tuple[Tensor, Tensor]:
-        """(s, t) of its rows; s = t on the diagonal. On samples, those of the objective there."""
+        """(s, t) of its rows; s = t on the diagonal. On samples, those of the objective there; of samples
+        that are judged as they are, those of the jump that made them."""
         draws = self.draws.get("of", self.draws)
         assert isinstance(draws, dict)
+        if "t" not in draws:
+            made, one = draws.get("maker", {}), torch.ones(len(self.rows), dtype=torch.float64)
+            assert isinstance(made, dict)
+            s = made.get("s", 0.0 * one)
+            assert isinstance(s, Tensor)
+            return s, one
         s, t = draws.get("s", draws["t"]), draws["t"]
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         return s, t

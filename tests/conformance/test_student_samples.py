@@ -4,20 +4,27 @@ learns and what does not. The student is a perturbed map: nothing is at an optim
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from systems import Perturbed, Undecided, gaussian, loss, pairs, streams, unfold
-from test_method_equalities import C, assert_same_gradient
+from systems import Perturbed, Undecided, gaussian, loss, pairs, points, streams, unfold
+from test_method_equalities import C, Net, assert_same_gradient
 from torch import Tensor
 
+from saltus.autodiff import derivative
 from saltus.games import Game, Stages
-from saltus.interpolants import Linear, path
+from saltus.interpolants import Linear, Trigonometric, path
 from saltus.legs import ddim
+from saltus.maps import Trigonometric as TrigonometricMap
 from saltus.methods.anyflow import anyflow
 from saltus.methods.motion_consistency import motion_consistency
+from saltus.methods.rcm import rcm
+from saltus.methods.sana_sprint import sana_sprint
+from saltus.methods.scd import scd
 from saltus.objectives import Discrimination, Distribution, OnSamples
+from saltus.predictions import Converted
 from saltus.samples import CellStops, Chain, renoised
 from saltus.tensors import like
 from saltus.typing import Batch, Draws
@@ -156,8 +163,9 @@ def test_anyflow_then_moves_the_ends_of_three_live_jumps_by_dmd() -> None:
     assert isinstance(follows.objective, OnSamples)
     batch, rng = pairs(SYSTEM, ROWS)
     batch = replace(batch, cond=None)
-    part = [p for p in learns.objective.parts if p.name == "distribution"][0].objective  # type: ignore[attr-defined]
-    assert isinstance(part, Distribution)
+    (weighed,) = [p for p in learns.objective.parts if p.name == "distribution"]  # type: ignore[attr-defined]
+    part = weighed.objective
+    assert isinstance(part, Distribution) and weighed.weight == 0.5
     draws = part.draw(batch, rng)
     of, r, noise = draws["maker"], draws["t"], draws["noise"]
     assert isinstance(of, dict) and isinstance(r, Tensor) and isinstance(noise, Tensor)
@@ -170,8 +178,8 @@ def test_anyflow_then_moves_the_ends_of_three_live_jumps_by_dmd() -> None:
     fake, real = (seen + far * b(seen, r) for b in (critic.velocity, SYSTEM.velocity))
     step = (fake - real) / (x - real).abs().mean(1, keepdim=True)
     term = part(batch, draws)["distribution"]
-    assert torch.allclose(term.value, 0.5 * step.detach().square().sum(1), rtol=1e-8)
-    assert_same_gradient(term.value.mean(), (step.detach() * x).sum(1).mean(), student)
+    assert torch.allclose(term.value, step.detach().square().sum(1), rtol=1e-8)
+    assert_same_gradient(0.5 * term.value.mean(), (step.detach() * x).sum(1).mean(), student)
 
 
 def test_a_walk_of_any_number_of_steps_is_one_jump_on_the_exact_map() -> None:
@@ -196,3 +204,111 @@ def test_cells_of_a_walk_are_neighbours_on_the_shifted_grid() -> None:
     first = even[length < 0.4, 1]
     counts = torch.stack([(first - k / 4).abs() < 1e-9 for k in range(4)]).sum(1)
     assert int(counts.sum()) == len(first) and int(counts.min()) > 400
+
+
+# rCM and SANA-Sprint, in TrigFlow's variables
+
+
+def rotation() -> TrigonometricMap:
+    return TrigonometricMap(Net(), sigma_data=1.0)
+
+
+def teacher_on_angles(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+    return gaussian(Trigonometric()).velocity(x, t)
+
+
+def test_rcm_has_the_gradient_of_the_official_consistency_loss() -> None:
+    """100 |F - sg F - g|^2, g = -cos(a)^2 (F - F_T) - (cos a sin a x + cos a sin a dF/da) normalised, for the
+    network F and the teacher F_T of noise angles a, both pointing to noise; at the end of the warm-up."""
+    student, critic = rotation(), rotation()
+    game = rcm(student, teacher=teacher_on_angles, critic=critic, warm_up=None)
+    batch, draws = played(game)
+    seen = unfold(game.moves[0].objective, batch, draws)[0]
+    s = seen.times()[0]
+    a = (math.pi / 2.0) * (1.0 - s)
+    x, _ = path(Trigonometric(), seen.batch.x0, seen.batch.data(), s)
+    cos, sin = like(torch.cos(a), x), like(torch.sin(a), x)
+
+    def f_of(x: Tensor, a: Tensor) -> Tensor:
+        start = 1.0 - a * (2.0 / math.pi)
+        return -student.backbone(x, start, torch.ones_like(start)).u
+
+    f_t = -(2.0 / math.pi) * teacher_on_angles(x, s)
+    f, df = derivative(f_of, (x, a), (cos * sin * f_t, torch.cos(a) * torch.sin(a)))
+    g = -(cos**2) * (f - f_t) - (cos * sin * x + df)
+    g = (g / (g.square().mean(1, keepdim=True).sqrt() + 0.1)).detach()
+    wanted = (f - f.detach() - g).square().sum(1)
+    found = seen.objective(seen.batch, seen.draws)["eulerian"].value
+    assert seen.weight == 100.0
+    assert_same_gradient(found.mean(), wanted.mean(), student)
+
+
+def test_rcm_moves_the_last_of_several_steps_by_dmd_and_four_times_its_critic() -> None:
+    student, critic = rotation(), rotation()
+    for p in critic.parameters():
+        p.data *= 0.5
+    game = rcm(student, teacher=teacher_on_angles, critic=critic)
+    batch, draws = played(game)
+    seen = unfold(game.moves[0].objective, batch, draws)[1]
+    of, r, noise = (seen.draws[key] for key in ("maker", "t", "noise"))
+    assert isinstance(of, dict) and isinstance(r, Tensor) and isinstance(noise, Tensor)
+    stops, leave, fresh = (of[key] for key in ("stops", "exit", "noise"))
+    assert isinstance(stops, Tensor) and isinstance(leave, Tensor) and isinstance(fresh, Tensor)
+    assert stops.shape == (ROWS, 4) and set(leave.tolist()) == {0, 1, 2, 3}
+    rows = torch.arange(ROWS)
+    x, s = batch.x0, 0.0 * ONE
+    for k in range(1, 4):
+        on = renoised(Trigonometric(), student(x, s, ONE).detach(), ONE, stops[:, k], fresh[:, k - 1])
+        goes = (leave >= k).unsqueeze(1)
+        x, s = torch.where(goes, on, x), stops[rows, torch.minimum(leave, torch.full_like(leave, k))]
+    x = student(x, s, ONE)
+    there = renoised(Trigonometric(), x.detach(), ONE, r, noise)
+    angle = (math.pi / 2.0) * (1.0 - r)
+    cos, sin = like(torch.cos(angle), x), like(torch.sin(angle), x)
+    fake, real = (
+        cos * there + sin * (2.0 / math.pi) * b(there, r) for b in (critic.velocity, teacher_on_angles)
+    )
+    step = ((fake - real) / (x - real).abs().mean(1, keepdim=True)).detach()
+    term = seen.objective(batch, seen.draws)["distribution"]
+    assert_same_gradient(seen.weight * term.value.mean(), (step * x).sum(1).mean(), student)
+    assert game.moves[1].when(7) == 4 and game.moves[1].module is critic
+
+
+def test_sana_sprint_is_consistency_distillation_and_half_of_its_judged_jumps_begin_at_the_prior() -> None:
+    """Its first part is scd's, to the bit; the second is -lambda D of the jumps, noised anew."""
+    student, judge = rotation(), Undecided().double()
+    judge.gain.data += 0.7
+    game = sana_sprint(student, teacher=teacher_on_angles, discriminator=judge)
+    batch, draws = played(game, rows=400)
+    first, second = unfold(game.moves[0].objective, batch, draws)
+    alone = scd(student, teacher=teacher_on_angles)
+    ours, theirs = (o(batch, first.draws)["eulerian"].value for o in (first.objective, alone))
+    assert torch.equal(ours, theirs)
+    of, drawn = second.draws["maker"], second.draws["adversary"]
+    assert isinstance(of, dict) and isinstance(drawn, dict)
+    s, level, noise = of["s"], drawn["level"], drawn["made"]
+    assert isinstance(s, Tensor) and isinstance(level, Tensor) and isinstance(noise, Tensor)
+    assert int((s == 0.0).sum()) == pytest.approx(200, abs=2)
+    log = torch.log(torch.tan((math.pi / 2.0) * (1.0 - s[s > 0.0])))
+    assert float(log.mean()) == pytest.approx(-1.0 - math.log(0.5), abs=0.2)
+    x, _ = path(Trigonometric(), batch.x0, batch.data(), s)
+    end = student(x, s, torch.ones_like(s))
+    shown = renoised(Trigonometric(), end, torch.ones_like(s), level, noise)
+    term = second.objective(batch, second.draws)["adversarial"]
+    assert torch.allclose(term.value, -judge(shown, level).squeeze(1), rtol=1e-9)
+    assert term.weight == 0.5 and game.moves[1].module is judge
+
+
+def test_a_flow_on_the_line_is_the_same_flow_on_angles_exactly() -> None:
+    """SANA-Sprint's conversion of its teacher: t_FM = sin/(sin + cos), the state scaled, one and the same
+    denoiser."""
+    x, s, _, _ = points(SYSTEM, ROWS)
+    turned = Converted(SYSTEM.velocity, Linear(), onto=Trigonometric())
+    a = (math.pi / 2.0) * (1.0 - s)
+    cos, sin = torch.cos(a), torch.sin(a)
+    t = cos / (sin + cos)
+    there = x / like(sin + cos, x)
+    denoised = there + like(1.0 - t, x) * SYSTEM.velocity(there, t)
+    noise = (x - like(cos, x) * denoised) / like(sin, x)
+    wanted = (math.pi / 2.0) * (like(sin, x) * denoised - like(cos, x) * noise)
+    assert float((turned(x, s) - wanted).abs().max()) < 1e-9

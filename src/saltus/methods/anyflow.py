@@ -152,17 +152,11 @@ def anyflow(
             critic,
             interpolant,
             levels,
-            Scaled(Squared(), factor=half),
             maker=walk,
             scale=PerResidual(interpolant),
         )
-        both = Sum((Part("flow map", first), Part("distribution", law)))
+        both = Sum((Part("flow map", first), Part("distribution", law, weight=0.5)))
         samples = OnSamples(student, Diagonal(critic, interpolant=interpolant), interpolant, maker=walk)
         return Game((student_move(student, both, rate=rate), Move("critic", critic, samples)))
 
     return Stages((Stage("flow map", alone), Stage("on-policy", beside, second)))
-
-
-def half(span: Span) -> Tensor:
-    """1/2, so that the gradient of a squared error e is e, [n]."""
-    return 0.0 * span.s + 0.5
