@@ -25,7 +25,7 @@ from test_method_equalities import (
 from torch import Tensor, nn
 
 from saltus.games import Follow, Freeze, Game, Stages
-from saltus.interpolants import Trigonometric, path
+from saltus.interpolants import Linear, Trigonometric, path
 from saltus.legs import EULER, Along, slide
 from saltus.maps import EDM, Spliced
 from saltus.methods.consistency_distillation import consistency_distillation
@@ -42,6 +42,7 @@ from saltus.objectives import Composition, Eulerian, Sum
 from saltus.slots import Teacher
 from saltus.tensors import like
 from saltus.times import Constant, Restricted, Uniform
+from saltus.typing import Condition
 from saltus.weights import InStates, Squared
 
 EARLY = Uniform(0.0, 0.9)
@@ -294,3 +295,72 @@ def test_one_segment_is_a_consistency_trajectory_model_near_its_start() -> None:
     ours = seen.objective(seen.batch, seen.draws)["eulerian"].value
     assert torch.allclose(ours * long.square(), value, rtol=1e-9)
     assert_same_gradient((ours * long).mean(), value.mean(), student)
+
+
+class Slope(nn.Module):
+    """D(x) = w . x, a discriminator whose logits are easily written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.6, -0.8], dtype=torch.float64))
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Condition | None = None, start: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """[B, 1]."""
+        return (x @ self.w).unsqueeze(1)
+
+
+@pytest.mark.parametrize("name", ["scott", "pcm"])
+def test_a_discriminator_joins_as_a_second_player(name: str) -> None:
+    """-D for the student, times lambda, on the jump that its distance is of; the hinge loss for D, against
+    data (SCott) or against the target's own end (PCM, both noised first)."""
+    student, d = student_of(), Slope()
+    options = {"eta": 0.0} if name == "scott" else {"phases": 2}
+    game = {"scott": scott, "pcm": pcm}[name](student, teacher=B, discriminator=d, **options)  # type: ignore[operator]
+    assert [move.name for move in game.moves] == ["student", "discriminator"]
+    assert game.moves[1].module is d
+    target = moving(vars(game.moves[0].objective)["target"])
+    batch, rng = pairs(SYSTEM, 40)
+    batch = replace(batch, cond=None)
+    noised: dict[str, Tensor] = {}
+
+    def shown(x: Tensor, e: Tensor, draws: object, who: str) -> Tensor:
+        if name == "scott":
+            return x
+        assert isinstance(draws, dict)
+        t = draws["level"] * e
+        a = t / e
+        noise = torch.sqrt(((1 - t) ** 2 - (a * (1 - e)) ** 2).clamp(min=0.0))
+        noised[who] = noise
+        return like(a, x) * x + like(noise, x) * draws[who]
+
+    for k, move in enumerate(game.moves):
+        draws = move.objective.draw(batch, rng)
+        of = draws if k == 0 else draws["of"]
+        assert isinstance(of, dict)
+        s, t = of["s"], of["t"]
+        assert isinstance(s, Tensor) and isinstance(t, Tensor)
+        x, _ = path(Linear(), batch.x0, batch.data(), s)
+        found = move.objective(batch, draws)
+        made = student(x, s, t)
+        if k == 0:
+            term = found["adversarial"]
+            wanted = -d(shown(made, t, draws["adversary"], "made"), t)[:, 0]
+            assert term.weight == {"scott": 0.4, "pcm": 0.1}[name] and "eulerian" in found
+            assert torch.allclose(term.value, wanted, rtol=1e-10)
+            assert_same_gradient(term.value.mean(), wanted.mean(), student)
+            continue
+        m = torch.minimum(s + (0.024 if name == "scott" else 0.02), t)
+        led = x
+        for j in range(3 if name == "scott" else 1):
+            n = 3 if name == "scott" else 1
+            led = euler(led, s + (m - s) * j / n, s + (m - s) * (j + 1) / n)
+        real = batch.data() if name == "scott" else target(led, m, t)
+        both = {"real": real, "made": made}
+        of_real, of_made = (d(shown(x, t, draws["adversary"], who), t) for who, x in both.items())
+        wanted = (torch.relu(1 - of_real) + torch.relu(1 + of_made))[:, 0]
+        value = found["discriminator"].value
+        assert torch.allclose(value, wanted, rtol=1e-10)
+        assert torch.autograd.grad(value.sum(), student.c, allow_unused=True) == (None,)
+    assert (not noised) == (name == "scott")

@@ -8,36 +8,45 @@ The number of phases is the number of steps of the sampler, which goes from edge
 unlike a consistency model's, its samples are a function of the prior, and the jumps that it learns are
 shorter and easier. At any other number of steps it is asked for jumps that it has never seen.
 
-The paper adds an adversarial term, whose discriminator compares the two ends after they travelled back
-within the phase; this is the method without it.
+With a ``discriminator`` the jump has to pass, beside its distance, for its own target, both noised to a
+random level before D sees them:
+
+    + lambda E[ -D(X_{s,e}(I_s)) ],   L_D = E[ max(0, 1 - D(X'_{m,e}(x_m))) + max(0, 1 + D(X_{s,e}(I_s))) ].
+
+Real is what the target makes, not the data, so the two laws agree at the exact map.
 
 Use it if the number of steps is known beforehand.
 
 References:
     Wang et al., "Phased consistency models", 2024, arXiv 2405.18407, sec. 3. The phases are equal in the
-    time of the interpolant in use.
+    time of the interpolant in use. The paper noises what the discriminator sees to levels of the same phase;
+    here to any level below. By default there is none.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
+from torch import nn
+
+from saltus.adversaries import Adversary, Hinge
 from saltus.couplings import Coupling, Independent
 from saltus.curricula import Phases
-from saltus.games import Follow, Game, student_move
+from saltus.games import Follow, Game, Move, student_move
 from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
 from saltus.legs import Slide
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
-from saltus.objectives import Eulerian
+from saltus.objectives import Discrimination, Eulerian, Real
 from saltus.slots import Teacher
 from saltus.times import Constant, Law, StepLaw, Uniform
 from saltus.typing import Velocity
 from saltus.weights import EntryHuber, InStates, Squared, Weight
 
 CARD = Card(
-    title="Phased consistency models (PCM, without the discriminator)",
+    title="Phased consistency models (PCM)",
     paper="Wang et al. 2024, arXiv 2405.18407",
     needs=frozenset({Need.DATA, Need.TEACHER, Need.TARGET}),
     sampler=Sampler.JUMPS,
@@ -48,7 +57,7 @@ CARD = Card(
     quick_threshold=0.43,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
-    second_hand=("decay 0.95, c = 0.001 and 50 times, as in the training code of latent consistency models",),
+    second_hand=("decay 0.95, c = 0.001, lambda 0.1 and 50 times, from memory of the paper and its code",),
 )
 
 
@@ -56,12 +65,14 @@ def pcm(
     student: NetworkMap,
     *,
     teacher: Velocity,
+    discriminator: nn.Module | None = None,
     interpolant: Interpolant = Linear(),
     coupling: Coupling = Independent(),
     phases: int = 4,
     times: Law = Uniform(),
     step: StepLaw = Constant(1.0 / 50.0),
     decay: float = 0.95,
+    adversarial: float = 0.1,
     weight: Weight = InStates(EntryHuber(0.001)),
     guidance: GuidanceInput | None = None,
 ) -> Game:
@@ -70,17 +81,22 @@ def pcm(
     Args:
         student: the flow map that learns; of it X_{s,e}.
         teacher: the velocity on the interpolant's path that the neighbour is reached with.
+        discriminator: for the adversarial term (a :class:`saltus.adversaries.Discriminator`); it is trained.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired; it says where to look, not what to learn.
         phases: their number, which is the number of steps to sample with; the card is that of four.
         times: the law of s.
         step: the distance of the neighbour.
         decay: of the moving average that jumps from it.
+        adversarial: lambda, where there is a discriminator.
         weight: error in velocities -> loss.
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
     target = deepcopy(student).requires_grad_(False)
     velocity = Teacher(guided(teacher, guidance))
+    adversary = None
+    if discriminator is not None:
+        adversary = Adversary(discriminator, Hinge(), Uniform(), interpolant, weight=adversarial)
     loss = Eulerian(
         student,
         target,
@@ -93,5 +109,10 @@ def pcm(
         velocity=velocity,
         weight=weight,
         guidance=guidance,
+        adversary=adversary,
     )
-    return Game((student_move(student, loss, after=(Follow(target, student, decay),)),))
+    learns = student_move(student, loss, after=(Follow(target, student, decay),))
+    if discriminator is None or adversary is None:
+        return Game((learns,))
+    telling = Discrimination(replace(loss, adversary=None), adversary, Real.WANTED)
+    return Game((learns, Move("discriminator", discriminator, telling)))
