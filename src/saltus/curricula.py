@@ -17,7 +17,16 @@ from torch import Tensor
 from saltus.streams import Streams
 from saltus.times import Karras, Law, StepLaw, Uniform, linear_time
 
-__all__ = ["DoublingGap", "Ended", "KarrasGap", "LogHyperbolic", "Phases", "Segments", "SigmoidGap"]
+__all__ = [
+    "DoublingGap",
+    "Ended",
+    "Falling",
+    "KarrasGap",
+    "LogHyperbolic",
+    "Phases",
+    "Segments",
+    "SigmoidGap",
+]
 
 
 def _one_cell(clock: Karras, cells: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -192,3 +201,17 @@ class LogHyperbolic:
         a, b = (math.asinh((math.log(sigma) - self.mean) / scale) for sigma in (self.low, self.high))
         log_sigma = self.mean + scale * torch.sinh(b + (a - b) * u)
         return self.time(torch.exp(log_sigma).clamp(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Falling:
+    """A schedule max(0, 1 - progress/until): something fades out.
+
+    >>> Falling(0.5)(torch.tensor([0.0, 0.25, 0.75]))
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+
+    until: float = 1.0
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return torch.clamp(1.0 - progress / self.until, min=0.0)

@@ -15,11 +15,11 @@ from saltus.interpolants import Interpolant
 from saltus.legs import HEUN, Jump, Tableau, advance, slide, stages, step
 from saltus.states import PriorStates, State
 from saltus.streams import Streams
-from saltus.tensors import answered, placed
+from saltus.tensors import answered, like, placed
 from saltus.times import PairLaw, linear_time
 from saltus.typing import Batch, Condition, FlowMap, Velocity
 
-__all__ = ["Nodes", "PairStore", "RollOut", "Started", "TrajectoryStates", "carried", "share"]
+__all__ = ["Nodes", "PairStore", "Relay", "RollOut", "Started", "TrajectoryStates", "carried", "share"]
 
 
 def _firsts(count: int, group: int, device: torch.device) -> Tensor:
@@ -102,6 +102,32 @@ class RollOut:
         start = torch.zeros_like(s)
         prior = PriorStates()(batch, interpolant, start, None)
         return State(Jump(self.jumps)(self.student, prior, interpolant, start, s, batch.cond))
+
+
+@dataclass(frozen=True, eq=False)
+class Relay:
+    """x = X_{0,s}(x0) by the flow map's jumps over equal cells: where k of them have led, at s = k/cells.
+
+    For maps that are valid from cell to cell only; every row costs cells - 1 jumps, whatever its time.
+
+    Attributes:
+        student: the flow map that jumps.
+        cells: their number in [0, 1].
+    """
+
+    student: FlowMap
+    cells: int
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, interpolant: Interpolant, s: Tensor, order: Tensor | None) -> State:
+        now = torch.zeros_like(s)
+        x = PriorStates()(batch, interpolant, now, None).x
+        for k in range(1, self.cells):
+            then = torch.full_like(s, k / self.cells)
+            past = s > then - 0.5 / self.cells
+            x = torch.where(like(past, x), self.student(x, now, then, batch.cond), x)
+            now = then
+        return State(x)
 
 
 @dataclass(frozen=True)
@@ -220,8 +246,8 @@ class PairStore(nn.Module):
 
     def fill(self, batch: Batch) -> Batch:
         """The batch with the ends of its noise as its data."""
-        teacher, *how = self._make
-        x1 = carried(teacher, batch.x0, *how, batch.cond)
+        teacher, interpolant, tableau, steps = self._make
+        x1 = carried(teacher, batch.x0, interpolant, tableau, steps, batch.cond)
         batch = Batch(batch.x0, x1, batch.cond, batch.progress, batch.mean)
         self._waiting.append(batch)
         return batch

@@ -30,6 +30,7 @@ from saltus.couplings import MinibatchOT
 from saltus.games import as_game
 from saltus.interpolants import Trigonometric
 from saltus.methods import Cost, Need, discover
+from saltus.policies import MomentumPolicy
 from saltus.tensors import like
 from saltus.typing import Condition, Objective, Output
 from saltus.weights import LearnedLogVariance, PseudoHuber, Scaled
@@ -137,6 +138,11 @@ class Counted(Perturbed):
 
     def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         return self.average(x, t, t, cond)
+
+    def policy(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> MomentumPolicy:
+        """A policy from one call, for the methods that are made for one."""
+        u = self.average(x, s, t, cond).unsqueeze(1)
+        return MomentumPolicy(s, u, torch.zeros_like(u))
 
 
 def _dual(z: Tensor) -> bool:

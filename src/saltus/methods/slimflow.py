@@ -25,8 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
+from saltus.curricula import Falling
 from saltus.games import Artifact, Freeze, Stage, Stages
 from saltus.guidance import GuidanceInput, guided
 from saltus.interpolants import Interpolant, Linear
@@ -56,11 +56,6 @@ CARD = Card(
 )
 
 
-def annealed(progress: Tensor) -> Tensor:
-    """b: from 1 at the beginning to 0 at half of the reflow."""
-    return (1.0 - 2.0 * progress).clamp(min=0.0)
-
-
 def slimflow(
     student: NetworkMap,
     *,
@@ -69,7 +64,7 @@ def slimflow(
     tableau: Tableau = HEUN,
     solver_steps: int = 32,
     times: Law = Uniform(),
-    renewal: Schedule = annealed,
+    renewal: Schedule = Falling(0.5),
     weight: Weight = Squared(),
     guidance: GuidanceInput | None = None,
     shape: tuple[int, ...] | None = None,

@@ -10,7 +10,7 @@ from saltus.interpolants import Trigonometric
 from saltus.methods import Need
 from saltus.methods import load as load_method
 from saltus.recipes.experiment import DROPOUT, Experiment
-from saltus.recipes.model import ModelSpec
+from saltus.recipes.model import HEADS, ModelSpec
 from saltus.recipes.optimisation import check_training
 from saltus.recipes.options import Network, Output, Training
 from saltus.recipes.parts import dropout_role, guides, interpolant_of
@@ -111,7 +111,8 @@ def assemble(
             f"use saltus distill RUN --method {found.name}"
         )
     rotating = isinstance(interpolant_of(found, plain), Trigonometric)
-    parametrisation = network.parametrisation or ("trigonometric" if rotating else "average")
+    usual = found.card.parametrisation or ("trigonometric" if rotating else "average")
+    parametrisation = network.parametrisation or usual
     spec = ModelSpec(
         shape=system.shape,
         backbone=network.backbone,
@@ -119,7 +120,7 @@ def assemble(
         parametrisation=parametrisation,
         sigma_data=system.sigma_data,
         classes=system.classes,
-        heads=("v",) if Need.HEAD in found.card.needs else (),
+        heads=("v",) if Need.HEAD in found.card.needs else HEADS.get(parametrisation, ()),
         guidance=guidance is not None,
         patch=network.patch,
         positions=network.positions,

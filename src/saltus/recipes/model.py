@@ -11,8 +11,9 @@ from torch.nn import Module
 
 from saltus import nn
 from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
+from saltus.policies import GridMap, MixtureMap, MomentumMap, grid_heads, mixture_heads, momentum_heads
 
-__all__ = ["FOREIGN", "PARAMETRISATIONS", "ModelSpec"]
+__all__ = ["FOREIGN", "HEADS", "PARAMETRISATIONS", "ModelSpec"]
 
 FOREIGN = "diffusers"
 """The backbone of a student of a diffusers model; its class stands in place of a size."""
@@ -21,8 +22,18 @@ PARAMETRISATIONS: dict[str, Callable[[Module, float], NetworkMap]] = {
     "average": lambda network, _: AverageVelocity(network),
     "trigonometric": Trigonometric,
     "edm": EDM,
+    "mixture-policy": lambda network, _: MixtureMap(network),
+    "grid-policy": lambda network, _: GridMap(network),
+    "momentum": lambda network, _: MomentumMap(network),
 }
 """What a network's output means, by name: (network, sigma_data) -> flow map."""
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "mixture-policy": mixture_heads(8),
+    "grid-policy": grid_heads(10),
+    "momentum": momentum_heads(6),
+}
+"""The second outputs of a network that a parametrisation reads."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ Small = Literal["tiny", "small", "base", "large"]
 Published = Literal["xs", "s", "b", "m", "l", "xl", "xxl", "cifar10", "celeba64"]
 Size = Small | Published
 Positions = Literal["learned", "rotary"]
-Parametrisation = Literal["average", "trigonometric", "edm"]
+Parametrisation = Literal["average", "trigonometric", "edm", "mixture-policy", "grid-policy", "momentum"]
 Optimizer = Literal["adamw", "radam", "muon"]
 Decline = Literal["cosine", "constant", "inverse-sqrt"]
 

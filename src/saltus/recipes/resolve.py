@@ -27,7 +27,7 @@ from saltus.recipes.folder import OPTIONS, read_json
 from saltus.recipes.foreign import ForeignTeacher, foreign_teacher, is_foreign, lesson
 from saltus.recipes.gallery import Gallery
 from saltus.recipes.judged_by_teacher import alone
-from saltus.recipes.model import ModelSpec
+from saltus.recipes.model import HEADS, ModelSpec
 from saltus.recipes.named import carried
 from saltus.recipes.options import Output, Student, Training, as_arguments, parse
 from saltus.recipes.parts import interpolant_of
@@ -239,6 +239,8 @@ def _spec(
         return teacher.student(method, interpolant_of(method, plain), guidance is not None, lora)
     mine = teacher.run.spec
     rotating = isinstance(interpolant_of(method, plain), Trigonometric)
+    usual = method.card.parametrisation or ("trigonometric" if rotating else mine.parametrisation)
+    parametrisation = network.parametrisation or usual
     alike = network.backbone in (None, mine.backbone)  # another network has other options
     return replace(
         mine,
@@ -246,8 +248,8 @@ def _spec(
         patch=network.patch or (mine.patch if alike else None),
         positions=network.positions or (mine.positions if alike else None),
         size=network.size or mine.size,
-        parametrisation=network.parametrisation or ("trigonometric" if rotating else mine.parametrisation),
-        heads=("v",) if Need.HEAD in method.card.needs else (),
+        parametrisation=parametrisation,
+        heads=("v",) if Need.HEAD in method.card.needs else HEADS.get(parametrisation, ()),
         guidance=guidance is not None,
     )
 
