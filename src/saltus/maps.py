@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saltus.tensors import answered, check_times, like
 from saltus.typing import Condition, FlowMap, Output, Velocity
 
-__all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Spliced", "Trigonometric"]
+__all__ = ["EDM", "AverageVelocity", "EulerMap", "NetworkMap", "Spliced", "Trigonometric", "Twin"]
 
 
 class NetworkMap(nn.Module, ABC):
@@ -131,6 +131,42 @@ class EDM(NetworkMap):
         base = like((s * variance - (1.0 - s)) / n2, x).to(x.dtype) * x
         gain = like(self.sigma_data / n, x).to(x.dtype)
         return Output(base + gain * output.u, {name: base + gain * h for name, h in output.heads.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """A second flow map in the same network, asked at times beyond the data: u'_{s,t} = u_{2-s,2-t}.
+
+    Networks take any real times, and t in [1, 2] is free; what is stored there costs no weights. With the
+    velocity of the student's own samples in it, the student is its own critic. Networks whose output is u or
+    a rotation (:class:`AverageVelocity`, :class:`Trigonometric`) can hold one; :class:`EDM`'s scales are not
+    meant for such times.
+
+    Attributes:
+        student: the flow map whose network it shares.
+
+    References:
+        Cheng et al., "TwinFlow", 2025, arXiv 2512.05150 (there the time -t with 1 the noise).
+    """
+
+    student: FlowMap
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """X'_{s,t}(x)."""
+        return (x + like(t - s, x) * self.average(x, s, t, cond)).to(x.dtype)
+
+    def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """u'_{s,t}(x)."""
+        return self.evaluate(x, s, t, cond).u
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """u'_{t,t}(x)."""
+        return self.student.velocity(x, 2.0 - t, cond)
+
+    def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
+        """u'_{s,t}(x) with the second heads there."""
+        end = 2.0 - t
+        return self.student.evaluate(x, end if s is t else 2.0 - s, end, cond)
 
 
 @dataclass(frozen=True, eq=False)

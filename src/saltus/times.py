@@ -260,13 +260,16 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Restricted:
-    """s ~ U[0, 1] and t ~ U[s, min(1, s + span)]: maps valid for steps of at most ``span``."""
+    """s ~ U[0, 1] and t ~ U[s, min(1, s + span)]: maps valid for steps of at most ``span``; or, ``relative``,
+    t ~ U[s, s + span (1 - s)]."""
 
     span: float
+    relative: bool = False
 
     def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
         s = rng.uniform("s")
-        t = s + torch.clamp(1.0 - s, max=self.span) * rng.uniform("gap")
+        rest = self.span * (1.0 - s) if self.relative else torch.clamp(1.0 - s, max=self.span)
+        t = s + rest * rng.uniform("gap")
         return s, t.clamp(max=1.0)  # by rounding s + (1 - s) may pass 1
 
 

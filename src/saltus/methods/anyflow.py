@@ -39,7 +39,7 @@ from saltus.objectives import Diagonal, Distribution, Eulerian, OnSamples, Part,
 from saltus.samples import CellStops, Chain, Stops
 from saltus.slots import Data, Slot
 from saltus.times import Earliest, Law, LogitNormal, Shifted, ToEnd, Triangle, Uniform
-from saltus.typing import Objective, Velocity
+from saltus.typing import Velocity
 from saltus.weights import AdaptivePower, Scaled, Span, Squared, Weight
 
 CARD = Card(
@@ -141,9 +141,6 @@ def anyflow(
         )
     )
 
-    def alone(artifacts: Mapping[str, Artifact]) -> Objective:
-        return first
-
     def beside(artifacts: Mapping[str, Artifact]) -> Game:
         walk = Chain(stops)
         law = Distribution(
@@ -159,4 +156,4 @@ def anyflow(
         samples = OnSamples(student, Diagonal(critic, interpolant=interpolant), interpolant, maker=walk)
         return Game((student_move(student, both, rate=rate), Move("critic", critic, samples)))
 
-    return Stages((Stage("flow map", alone), Stage("on-policy", beside, second)))
+    return Stages((Stage("flow map", lambda artifacts: first), Stage("on-policy", beside, second)))
