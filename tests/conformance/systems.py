@@ -8,6 +8,7 @@ of every row's loss in c.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ __all__ = [
     "System",
     "Towards",
     "Undecided",
+    "few",
     "first",
     "gaussian",
     "loss",
@@ -47,6 +49,7 @@ __all__ = [
     "smooth",
     "streams",
     "systems",
+    "together",
     "unfold",
     "wired",
 ]
@@ -216,6 +219,11 @@ def points(system: System, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return x, s, m, t
 
 
+def few(method: Method) -> dict[str, object]:
+    """Options with which a method does with 16 rows."""
+    return {"group": 8} if "group" in inspect.signature(method.build).parameters else {}
+
+
 def first(built: Objective | Game | Stages) -> Objective | Game:
     """What is played first: of stages the first, which needs nothing of another."""
     return built.stages[0].build({}) if isinstance(built, Stages) else built
@@ -300,8 +308,21 @@ def row_gradients(student: Perturbed, seen: Seen, rows: int) -> dict[str, Tensor
             term.value.sum(), (student.c, student.of_head), retain_graph=True, allow_unused=True
         )
         wide = torch.cat([torch.zeros_like(student.c) if g is None else g for g in grads], dim=1)
-        found[name] = wide[seen.rows]
+        found[name] = _crowds(seen, wide[seen.rows])
     return found
+
+
+def together(objective: Objective) -> int:
+    """How many rows in a row pull at each other, 1 for most."""
+    fields = vars(objective)
+    size: int = fields.get("group", fields.get("particles", 1))
+    return size
+
+
+def _crowds(seen: Seen, values: Tensor) -> Tensor:
+    """Means over the rows of each group that pull at each other, [n/M, K]: those are independent."""
+    size = together(seen.objective)
+    return values.reshape(len(values) // size, size, -1).mean(1)
 
 
 def noise(system: System, seen: Seen) -> Tensor:
@@ -317,11 +338,11 @@ def noise(system: System, seen: Seen) -> Tensor:
     x, v = path(system.interpolant, seen.batch.x0, seen.batch.data(), s)
     w = v - system.velocity(x, s)
     if s is t:
-        return (smooth(x, s, t)[:4] * w).sum(-1).T
+        return _crowds(seen, (smooth(x, s, t)[:4] * w).sum(-1).T)
     _, pushed = derivative(lambda y: system.exact.average(y, s, t), (x,), (w,))
     carried = w + like(t - s, x) * pushed
     phi = smooth(x, s, t)
-    return torch.cat([(phi * w).sum(-1), (phi * carried).sum(-1)]).T
+    return _crowds(seen, torch.cat([(phi * w).sum(-1), (phi * carried).sum(-1)]).T)
 
 
 def means(values: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from kinds import each
-from systems import Undecided
+from systems import Undecided, few
 from test_resume import network, source, velocity
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def played(name: str, accumulate: int, options: dict[str, object]) -> dict[str, 
     method = METHODS[name]
     needs, taken = method.card.needs, inspect.signature(method.build).parameters
     student = network(0, ("v",) if Need.HEAD in needs else (), Need.LABELS in needs)
-    options = options | ({"cells": 4} if "cells" in taken else {})
+    options = options | ({"cells": 4} if "cells" in taken else {}) | few(method)
     others = {"critic": network(1), "discriminator": Undecided()}
     built = method.wired(student, teacher=velocity, **others, **options)
     steps = STEPS if isinstance(built, Stages) else 2

@@ -22,6 +22,7 @@ from systems import (
     points,
     row_gradients,
     streams,
+    together,
     unfold,
     wired,
 )
@@ -191,15 +192,15 @@ def permuted(draws: object, perm: Tensor) -> object:
 
 
 def group_of(objective: Objective) -> int:
-    """How many rows in a row share a trajectory, 1 for most."""
+    """How many rows in a row share a trajectory or pull at each other, 1 for most."""
     states = vars(objective).get("states")
-    return states.group if isinstance(states, TrajectoryStates) else 1
+    return states.group if isinstance(states, TrajectoryStates) else together(objective)
 
 
 @pytest.mark.parametrize("name", discover())
 def test_permuting_rows_with_their_draws_permutes_the_terms(name: str) -> None:
     """No row looks at another: a term's values are the same numbers in another order. Rows that share a
-    trajectory stay together, in order: there whole trajectories change places."""
+    trajectory or pull at each other stay together, in order: there whole groups change places."""
     method = discover()[name]
     objective = objective_of(wired(method, Perturbed(gaussian().exact, C), gaussian(), **method.card.plain))
     batch, rng = pairs(gaussian(), 64, progress=0.5)
@@ -211,8 +212,8 @@ def test_permuting_rows_with_their_draws_permutes_the_terms(name: str) -> None:
     terms = objective(batch, draws)
     again = objective(batch.rows(perm), permuted(draws, perm))  # type: ignore[arg-type]
     for key, term in terms.items():
-        everyone = term.value.shape[0] == 64
-        wanted = term.value[perm] if everyone else term.value
+        everyone, groups = term.value.shape[0] == 64, term.value.shape[0] == 64 // group
+        wanted = term.value[perm] if everyone else term.value[places] if groups else term.value
         assert torch.allclose(again[key].value, wanted, rtol=1e-12, atol=1e-14)
     assert loss(again).item() == pytest.approx(loss(terms).item(), rel=1e-12)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from systems import Undecided
+from systems import Undecided, few
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -144,7 +144,11 @@ def game(name: str, device: torch.device) -> tuple[nn.Module, Game | Stages]:
     teacher, critic = (deepcopy(student).requires_grad_(k > 0) for k in range(2))
     return student, as_game(
         method.wired(
-            student, teacher=teacher.velocity, critic=critic, discriminator=Undecided().to(device)
+            student,
+            teacher=teacher.velocity,
+            critic=critic,
+            discriminator=Undecided().to(device),
+            **few(method),
         ),
         student,
     )

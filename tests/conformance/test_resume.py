@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import each
-from systems import Undecided
+from systems import Undecided, few
 from torch import Tensor, nn
 
 from saltus.games import Artifact, Follow, Freeze, Game, Move, Stage, Stages, as_game
@@ -149,7 +149,7 @@ def check(run: Callable[[], Run], ks: Iterable[int], folder: Path) -> Run:
 def of_method(method: Method, learned: bool) -> tuple[nn.Module, Built]:
     needs, taken = method.card.needs, inspect.signature(method.build).parameters
     student = network(0, ("v",) if Need.HEAD in needs else (), Need.LABELS in needs)
-    options: dict[str, object] = {"cells": 4} if "cells" in taken else {}
+    options: dict[str, object] = ({"cells": 4} if "cells" in taken else {}) | few(method)
     if learned and "weight" in taken:
         options["weight"] = LearnedLogVariance(features=3)
     others = {"critic": network(1), "discriminator": Undecided()}

@@ -77,6 +77,7 @@ class Moments:
         leg: how the start moves by it.
         kernel: k.
         scale: c, of a group's span, [G]; None is 1.
+        per_dimension: whether distances are divided by D, the number of a sample's dimensions.
         particles: M, rows of a group: neighbours by their number in the run.
         unbiased: whether a row is kept from its own counterpart and itself.
         weight: error -> loss.
@@ -93,6 +94,7 @@ class Moments:
     leg: Leg = Line()
     kernel: Kernel = Laplace((1.0,))
     scale: Callable[[Span], Tensor] | None = None
+    per_dimension: bool = False
     particles: int = 4
     unbiased: bool = False
     weight: Weight = Squared()
@@ -127,6 +129,7 @@ class Moments:
         size = math.prod(made.shape[1:])
         x, y = (upcast(z).reshape(-1, self.particles, size) for z in (made, wanted))
         scale = torch.ones_like(x[:, 0, 0]) if self.scale is None else self.scale(span).to(x)
+        scale = scale / size if self.per_dimension else scale
         z = discrepancy(x, y, self.kernel, scale, self.unbiased)
         length = torch.sqrt(sg(z).abs().clamp(min=torch.finfo(z.dtype).tiny))
         sign = torch.where(sg(z) < 0.0, -1.0, 1.0).to(z)
