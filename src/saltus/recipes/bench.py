@@ -301,7 +301,7 @@ def _notes(problem: Problem, lines: Sequence[Line]) -> Iterator[str]:
     held = [line.name for line in lines if line.name in YARDSTICKS and line.limits]
     if problem.bounded and held:
         yield f"At most: {MARGIN:g} times an independent reproduction, and the card's bound at one step."
-        yield from (f"{name}: {YARDSTICKS[name].note}." for name in held if YARDSTICKS[name].note)
+        yield from (f"{name}: {text}." for name in held for text in YARDSTICKS[name].said())
     if problem is DIGITS:
         yield "Students of the network that was trained first start with its weights."
     if any(line.old for line in lines):
