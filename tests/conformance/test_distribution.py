@@ -9,13 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from systems import gaussian
+from systems import Perturbed, gaussian, pairs, streams
 from torch import Tensor, nn
 
-from saltus.exact import Gaussian, reference_mixture
+from saltus.exact import Gaussian, Mixture, reference_mixture
 from saltus.interpolants import Interpolant, Linear, Trigonometric
-from saltus.objectives import Distribution
+from saltus.objectives import Diagonal, Distribution, OnSamples, PerResidual
+from saltus.samples import FixedStops, Renoising
 from saltus.tensors import like
+from saltus.times import Uniform
 from saltus.typing import Batch, Condition, Output
 from saltus.weights import Scaled, Span, Squared
 
@@ -150,3 +152,75 @@ def test_a_gaussian_student_with_an_exact_critic_becomes_its_teacher() -> None:
         seen.append(distances())
     assert bool((seen[1] < seen[0]).all())
     assert float(seen[-1].max()) < 1e-6
+
+
+@PATHS
+def test_the_residual_scale_is_that_of_distribution_matching_distillation(given: Interpolant) -> None:
+    """The step is (D_critic - D_teacher)/mean|X - D_teacher| of the denoisers E[x1 | x_t], at least ``least``
+    below the line: by the mixtures' own posterior means, through the score."""
+    b = reference_mixture(given)
+    v = replace(b, means=0.7 * b.means + 0.2, covs=0.3)
+    moving = student()
+    rng = streams(24)
+    batch, n = Batch(rng.normal("x0", 2)), rng.normal("n", 2)
+    t = torch.linspace(0.05, 0.9, 24, dtype=torch.float64)
+    least = 0.7
+    objective = Distribution(
+        moving, b, Mixed(v), given, scale=PerResidual(given, least)  # type: ignore[arg-type]
+    )
+    value = objective(batch, {"t": t, "noise": n})["distribution"].value
+    c = given(t)
+    sample = moving.mean + batch.x0 @ moving.root.T
+    x = (like(c.alpha, n) * n + like(c.beta, n) * sample).detach()
+    ours, theirs = ((x + like(c.alpha**2, x) * law.score(x, t)) / like(c.beta, x) for law in (v, b))
+    size = (sample.detach() - theirs).abs().mean(1)
+    assert bool((size < least).any()) and bool((size > least).any())
+    step = (ours - theirs) / like(size.clamp(min=least), x)
+    assert torch.allclose(value, step.square().sum(1), rtol=1e-8)
+    found = torch.autograd.grad(value.sum(), moving.mean)[0]
+    assert torch.allclose(found, 2.0 * step.sum(0), rtol=1e-8)
+
+
+class Mixed(nn.Module):
+    """A critic that knows a mixture."""
+
+    def __init__(self, law: Mixture) -> None:
+        super().__init__()
+        self.law = law
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        return self.law(x, t)
+
+
+def test_samples_are_the_makers_for_the_student_and_for_its_critic() -> None:
+    """Backward simulation: both losses see what the maker makes of their own draws, the student's gradient
+    passes through the last jump, the critic's loss has the samples for data."""
+    system = gaussian()
+    moving = Perturbed(system.exact, torch.linspace(-0.3, 0.3, 8, dtype=torch.float64))
+    critic = Perturbed(system.exact, torch.linspace(0.2, -0.2, 8, dtype=torch.float64))
+    maker = Renoising(FixedStops((0.0, 0.5)))
+    batch, rng = pairs(system, 32)
+    batch = replace(batch, x1=None)
+    loss = Distribution(moving, system.velocity, critic, maker=maker, times=Uniform(0.1, 0.9))
+    draws = loss.draw(batch, rng)
+    of, t, n = draws["maker"], draws["t"], draws["noise"]
+    assert isinstance(of, dict) and isinstance(t, Tensor) and isinstance(n, Tensor)
+    x = maker(moving, system.interpolant, batch, of).x
+    level = (1.0 - like(t, x)) * n + like(t, x) * x.detach()
+    delta = critic.velocity(level, t, batch.cond) - system.velocity(level, t)
+    value = loss(batch, draws)["distribution"].value
+    assert torch.allclose(value, delta.square().sum(1), atol=1e-12)
+    found = torch.autograd.grad(value.sum(), moving.c)[0]
+    wanted = torch.autograd.grad(2.0 * (delta.detach() * x).sum(), moving.c)[0]
+    assert float(wanted.abs().max()) > 1e-2 and torch.allclose(found, wanted, rtol=1e-9)
+
+    learning = OnSamples(moving, Diagonal(critic), maker=maker)
+    draws = learning.draw(batch, rng)
+    of, n, inner = draws["maker"], draws["noise"], draws["of"]
+    assert isinstance(of, dict) and isinstance(n, Tensor) and isinstance(inner, dict)
+    t = inner["t"]
+    assert isinstance(t, Tensor)
+    x = maker(moving, system.interpolant, batch, of).x.detach()
+    level = (1.0 - like(t, x)) * n + like(t, x) * x
+    wanted = (critic.velocity(level, t, batch.cond) - (x - n)).square().sum(1)
+    assert torch.allclose(learning(batch, draws)["diagonal"].value, wanted, atol=1e-12)
