@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from saltus.autodiff import derivative
 from saltus.recipes.averages import averages
-from saltus.recipes.pace import measured
 from saltus.recipes.exhausted import LOADED, explained
 from saltus.recipes.experiment import Experiment
 from saltus.recipes.memory import SAVED, footprint, growth
+from saltus.recipes.pace import measured
 from saltus.recipes.resolve import experiment
 from saltus.training.memory import (
     Tracker,
