@@ -60,12 +60,12 @@ COMMANDS = (
     Command("app", "look at samples of a run in the browser", "saltus.recipes.app", "app"),
     Command("evaluate", "measure a finished run against the truth", "saltus.recipes.finished", "evaluate"),
     Command("ema", "form an average of the weights of any length", "saltus.recipes.exported", "ema"),
-    Command("export", "one set of weights in one file", "saltus.recipes.exported", "export"),
+    Command("export", "a trained map for diffusers, torch.export, ONNX", "saltus.recipes.exported", "export"),
     Command("compare", "one table and one plot for several runs", "saltus.recipes.compare", "compare"),
     Command("report", "draw a run as one page", "saltus.recipes.report", "report"),
     Command("recipes", "list what can be trained", "saltus.recipes.lists", "recipes"),
     Command("methods", "list every method with its card", "saltus.recipes.lists", "methods"),
-    Command("bench", "hold methods against exact flow maps, and digits", "saltus.recipes.bench", "bench", True),
+    Command("bench", "hold methods against exact maps, and digits", "saltus.recipes.bench", "bench", True),
     Command("doctor", "check this machine and the exact identities", "saltus.recipes.doctor", "doctor"),
 )
 

@@ -173,8 +173,8 @@ class Perturbed(nn.Module):
         return self.exact.average(x, s, t) + self._add(self.c, x, s, t, cond)
 
     def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """u_{t,t}(x); beyond t = 1, where a network may hold a twin, that at 2 - t: the twin is as displaced as
-        the velocity, which is the one that the samples of another law have."""
+        """u_{t,t}(x); beyond t = 1, where a network may hold a twin, that at 2 - t: the twin is as displaced
+        as the velocity, which is the one that the samples of another law have."""
         t = torch.where(t > 1.0, 2.0 - t, t)
         return self.exact.velocity(x, t) + self._add(self.c, x, t, t, cond)
 
