@@ -17,9 +17,10 @@ from torch import Tensor
 from saltus.guidance import CFG
 from saltus.states import State
 from saltus.tensors import answered, like
+from saltus.times import StepLaw, resolved
 from saltus.typing import Condition, FlowMap, Velocity
 
-__all__ = ["Chord", "Data", "Guided", "Head", "Mixed", "Own", "Slot", "Teacher"]
+__all__ = ["Chord", "Data", "Guided", "Head", "Implied", "Mixed", "Own", "Slot", "Teacher"]
 
 
 class Slot(Protocol):
@@ -125,3 +126,31 @@ class Chord:
 
     def __call__(self, own: FlowMap, state: State, t: Tensor, cond: Condition | None) -> Tensor:
         return self.flow_map.average(state.x, t, torch.ones_like(t), cond)
+
+
+@dataclass(frozen=True, eq=False)
+class Implied:
+    """The velocity that a flow map's jumps to t = 1 imply at a state, by a finite step d along a teacher b:
+
+        v = u - (1 - t - d)(u' - u)/d,   u = u_{t,1}(x),   u' = u_{t+d,1}(x + d b).
+
+    At the map of the teacher's flow it is b, up to O(d).
+
+    Attributes:
+        flow_map: u.
+        teacher: b.
+        step: d.
+    """
+
+    flow_map: FlowMap
+    teacher: Velocity
+    step: StepLaw
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """v at x [B, ...] and t [B]."""
+        one = torch.ones_like(t)
+        d, seen = resolved(self.step(t, one, torch.zeros_like(t[:1]).sum()))
+        b = answered(self.teacher(x, t, cond), x)
+        u = self.flow_map.average(x, t, one, cond)
+        later = self.flow_map.average(x + like(d, x) * b, t + d, one, cond)
+        return torch.where(like(seen, x), u - like((one - t - d) / d, x) * (later - u), b)

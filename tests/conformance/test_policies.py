@@ -16,8 +16,9 @@ from saltus.curricula import Falling
 from saltus.exact import Mixture, MixtureMap1D, ReferenceMap, line_mixture, reference_mixture
 from saltus.interpolants import Interpolant, Linear, Trigonometric, path
 from saltus.legs import slide
-from saltus.maps import EulerMap
+from saltus.maps import EDM, AverageVelocity, EulerMap
 from saltus.methods import load
+from saltus.nn import MLP
 from saltus.objectives import Imitation, Lagrangian
 from saltus.policies import (
     GridMap,
@@ -33,6 +34,7 @@ from saltus.policies import (
 from saltus.policies.mixture import offsets
 from saltus.policies.policy import PolicyNetwork, led
 from saltus.slots import Teacher
+from saltus.teachers import from_teacher
 from saltus.tensors import like
 from saltus.times import Cells
 from saltus.trajectories import Relay
@@ -249,6 +251,27 @@ def test_any_flow_map_is_a_policy_that_follows_its_own_jumps(system: object) -> 
     assert torch.allclose(policy.velocity(batch.x0, a), system.velocity(x_a, a), atol=1e-6)  # type: ignore[attr-defined]
     assert torch.allclose(policy.mean(batch.x0, a, b, 1), (x_b - x_a) / 0.3, atol=1e-8)
     assert torch.equal(policy.mean(batch.x0, a, a, 1), system.exact.average(batch.x0, s, a))  # type: ignore[attr-defined]
+
+
+def test_a_student_of_policies_starts_with_its_teacher_s_velocity() -> None:
+    """Second heads would start as copies of it; silent ones leave it, and the grid an Euler step."""
+    teacher = AverageVelocity(MLP((2,), width=16, depth=2)).double()
+    for k, p in enumerate(teacher.parameters()):
+        nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(k))
+    rng = streams(12)
+    x, s = rng.normal("x", 2), 0.5 * rng.uniform("s")
+    b = teacher.velocity(x, s)
+    kinds = ((grid_heads(3), GridMap), (momentum_heads(3), MomentumMap), (mixture_heads(1), MixtureMap))
+    for heads, make in kinds:
+        student = make(MLP((2,), width=16, depth=2, heads=heads)).double()
+        from_teacher(student, teacher)
+        assert torch.allclose(student.velocity(x, s), b, rtol=1e-9)
+        policy = student.policy(x, s, s + 0.4)
+        assert torch.allclose(policy.velocity(x, s), b, rtol=1e-9)
+        if make is GridMap:
+            assert torch.allclose(student(x, s, s + 0.4), x + 0.4 * b, rtol=1e-9)
+    with pytest.raises(ValueError, match="one parametrisation, got MomentumMap and EDM"):
+        from_teacher(MomentumMap(teacher.backbone), EDM(teacher.backbone))
 
 
 # Imitation

@@ -27,7 +27,7 @@ References:
 from saltus.policies.grid import GridMap, GridPolicy, grid_heads
 from saltus.policies.mixture import MixtureMap, MixturePolicy, mixture_heads
 from saltus.policies.momentum import MomentumMap, MomentumPolicy, momentum_heads
-from saltus.policies.policy import OpenLoop, Policy, PolicyMap, policy_of
+from saltus.policies.policy import OpenLoop, Policy, PolicyMap, PolicyNetwork, policy_of
 
 __all__ = [
     "GridMap",
@@ -39,6 +39,7 @@ __all__ = [
     "OpenLoop",
     "Policy",
     "PolicyMap",
+    "PolicyNetwork",
     "grid_heads",
     "mixture_heads",
     "momentum_heads",

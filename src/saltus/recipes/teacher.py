@@ -15,7 +15,7 @@ from saltus.interpolants import Interpolant
 from saltus.legs import HEUN, Tableau
 from saltus.maps import AverageVelocity, NetworkMap
 from saltus.methods import Card, Sampler
-from saltus.recipes.model import ModelSpec
+from saltus.recipes.model import HEADS, ModelSpec
 from saltus.recipes.opened import Finished, open_run
 from saltus.samplers import integrate
 from saltus.streams import Streams
@@ -85,7 +85,10 @@ class TeacherRun:
         mine = self.run.spec
         if mine.foreign is not None:  # a network of two times is at home on any path
             return spec.foreign is not None and spec.foreign["network"] == mine.foreign["network"]
-        same = replace(spec, classes=mine.classes, heads=mine.heads, guidance=mine.guidance) == mine
+        begins = spec.parametrisation in HEADS and mine.parametrisation == "average"  # as its velocity
+        kind = mine.parametrisation if begins else spec.parametrisation
+        alike = replace(spec, classes=mine.classes, heads=mine.heads, guidance=mine.guidance)
+        same = replace(alike, parametrisation=kind) == mine
         return same and onto == self.run.interpolant
 
     def start(self, student: NetworkMap) -> None:

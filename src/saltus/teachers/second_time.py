@@ -8,7 +8,9 @@ its weights on t - s set to zero, F(x, s, t) is the teacher's F(x, s, s) for eve
 * for :class:`saltus.maps.Trigonometric`, u_{t,t} = b_t, and the jump is one step by its rotation,
   X_{s,t}(x) = cos(a) x + sin(a) (2/pi) b_s(x), a = (pi/2)(t - s): a DDIM step.
 
-The weights on t - s keep their gradient, so the student learns t from there.
+The weights on t - s keep their gradient, so the student learns t from there. A student of policies
+(:mod:`saltus.policies`) starts with the velocity's network and second heads of zero: momentum modes and
+grids of estimates then have the velocity b_s, components of a mixture lie around where it points.
 
 References:
     Frans et al., "One step diffusion via shortcut models", 2024, arXiv 2410.12557 (zero-initialised d).
@@ -22,6 +24,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from saltus.maps import EDM, AverageVelocity, NetworkMap, Trigonometric
+from saltus.policies import PolicyNetwork
 
 __all__ = ["from_teacher"]
 
@@ -47,7 +50,8 @@ def from_teacher(student: NetworkMap, teacher: NetworkMap) -> None:
 
     Args:
         student: changed in place.
-        teacher: a map of the same kind around a backbone of the same kind and size.
+        teacher: a map of the same kind around a backbone of the same kind and size; of policies, a map of
+            theirs or an :class:`saltus.maps.AverageVelocity`.
 
     Raises:
         ValueError: if the two differ in anything else; it names what.
@@ -60,7 +64,8 @@ def from_teacher(student: NetworkMap, teacher: NetworkMap) -> None:
     >>> bool((two.average(x, s, t) == one.velocity(x, s)).all())
     True
     """
-    if type(student) is not type(teacher) or _scale(student) != _scale(teacher):
+    newly = isinstance(student, PolicyNetwork) and isinstance(teacher, AverageVelocity)
+    if not newly and (type(student) is not type(teacher) or _scale(student) != _scale(teacher)):
         got = " and ".join(
             type(m).__name__ + ("" if _scale(m) is None else f" of sigma_data {_scale(m):g}")
             for m in (student, teacher)
@@ -75,3 +80,8 @@ def from_teacher(student: NetworkMap, teacher: NetworkMap) -> None:
             f"got {type(student.backbone).__name__}; write one, or start the student at random"
         )
     student.backbone.inherit(teacher.backbone)
+    if newly:
+        heads = {name: p for name, p in student.backbone.named_parameters() if ".heads." in name}
+        gains = {name: p for name, p in heads.items() if name.endswith(".gain")}  # of weights on a sphere
+        for p in (gains or heads).values():
+            nn.init.zeros_(p)
