@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from saltus.data import Checkerboard
 from saltus.exact import Gaussian
 from saltus.games import as_game
+from saltus.interpolants import Linear
 from saltus.maps import AverageVelocity
+from saltus.methods import load
 from saltus.methods.lsd import lsd
 from saltus.nn import MLP
 from saltus.objectives import Sum
 from saltus.recipes.checkerboard import SCALE, checkerboard
 from saltus.recipes.digits import AGREEMENT, FRECHET, digits
+from saltus.recipes.evaluate import samplers
 from saltus.recipes.options import Training
 from saltus.recipes.parts import emphasised
 from saltus.recipes.planar import PlanarTruth
@@ -62,3 +67,17 @@ def test_the_jump_weight_leaves_the_diagonal_alone() -> None:
     assert [p.weight for p in move.objective.parts] == [0.75, 1.75]
     with pytest.raises(ValueError, match="above 0"):
         digits(jump_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "shown"), [((2,), {2: True}), ((16,), {16: True}), ((1, 2), {1: True, 2: False})], ids=str
+)
+def test_a_method_of_any_step_counts_has_samples_and_a_picture(
+    allowed: tuple[int, ...], shown: dict[int, bool]
+) -> None:
+    """Its usual counts, or else its fewest; of one of them there is a picture."""
+    card = replace(load("pcm").card, steps=allowed)
+    student, rng = AverageVelocity(MLP((2,), width=8, depth=1)), Streams(0, index=torch.arange(4))
+    rows = samplers(student, card, rng.normal("x0", 2), None, rng, Linear())
+    assert {row.steps: row.pictured for row in rows} == shown
+    assert all(row.sample().shape == (4, 2) for row in rows)

@@ -77,7 +77,7 @@ def _points(made: Experiment, model: NetworkMap, folder: Path) -> Path:
     x0 = prior(rng, made.system.shape, made.interpolant)
     panels: dict[str, Tensor] = {}
     ways: dict[str, Tensor] = {}
-    for k in (k for k in STEPS if k in card.steps):
+    for k in [k for k in STEPS if k in card.steps] or [min(card.steps)]:
         name = said(k)
         panels[name] = draw(model, card, x0, k, None, rng, made.interpolant)
         if card.two_times:

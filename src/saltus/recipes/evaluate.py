@@ -133,10 +133,11 @@ def samplers(
     steps: tuple[int, ...] = STEPS,
 ) -> list[Row]:
     """Every way to sample a map that makes sense: the card's, and integration where u_{t,t} is learned."""
-    counts = [k for k in steps if k in card.steps]
+    counts = [k for k in steps if k in card.steps] or [min(card.steps)]
+    pictured = [k for k in counts if k in PICTURED] or counts[:1]
     name = NAMES[card.sampler]
     rows = [
-        Row(_count(k, name), OWN, k, partial(draw, model, card, x0, k, cond, rng, interpolant), k in PICTURED)
+        Row(_count(k, name), OWN, k, partial(draw, model, card, x0, k, cond, rng, interpolant), k in pictured)
         for k in counts
     ]
     if not has_velocity(card):
@@ -159,8 +160,9 @@ def _further(
     if w is not None:
         cond = guided_between(asked(label, full_like_rows(w, x0)), made.interval)
         card, name = made.method.card, NAMES[made.method.card.sampler]
-        sample = partial(draw, model, card, x0, 1, cond, rng, made.interpolant)
-        rows.append(Row(f"{_count(1, name)}, w = {w:g}", GUIDED, 1, sample, True, w))
+        k = min(card.steps)
+        sample = partial(draw, model, card, x0, k, cond, rng, made.interpolant)
+        rows.append(Row(f"{_count(k, name)}, w = {w:g}", GUIDED, k, sample, True, w))
     if made.teacher is None:
         return rows
     for k, tableau in [*((k, EULER) for k in TAUGHT), (ODE_STEPS, HEUN)]:
