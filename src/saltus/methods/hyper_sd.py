@@ -46,7 +46,7 @@ CARD = Card(
     steps=(1, 2, 4, 8),
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
-    threshold=0.4,
+    threshold=0.5,
     quick_threshold=1.55,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},

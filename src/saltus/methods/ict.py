@@ -36,7 +36,7 @@ CARD = Card(
     steps=(1, 2, 4),
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
-    threshold=0.65,
+    threshold=0.38,
     quick_threshold=0.51,
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},

@@ -43,7 +43,7 @@ CARD = Card(
     steps=(2,),
     two_times=False,
     cost=Cost(live=1.0, teacher=12.0),
-    threshold=0.2,
+    threshold=0.155,
     quick_threshold=0.26,
     bias="Runge-Kutta steps of the teacher over a stage: O(d^3) in the length d of a step",
     second_hand=("the loss and its terms", "stages of equal length, begun from data", "the teacher's steps"),

@@ -43,7 +43,7 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
-    threshold=0.4,
+    threshold=0.35,
     quick_threshold=1.49,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},

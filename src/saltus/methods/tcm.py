@@ -50,7 +50,7 @@ CARD = Card(
     steps=(1, 2),
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
-    threshold=0.65,
+    threshold=0.42,
     quick_threshold=1.0,
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},
