@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -29,6 +30,7 @@ from saltus.typing import Batch, Condition, Draws, FlowMap
 __all__ = [
     "CellStops",
     "Chain",
+    "Chunks",
     "FixedStops",
     "FromPrior",
     "Made",
@@ -37,6 +39,7 @@ __all__ = [
     "RandomStops",
     "Renoising",
     "Stops",
+    "as_tokens",
     "draw_samples",
     "make_samples",
     "renoised",
@@ -211,20 +214,12 @@ class Renoising:
         return draws
 
     def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
-        stops, leave = draws["stops"], draws["exit"]
-        assert isinstance(stops, Tensor) and isinstance(leave, Tensor)
-        s = stops[:, 0]
-        x = PriorStates()(batch, interpolant, s, None).x
-        one = torch.ones_like(s)
-        with torch.no_grad():
-            for k in range(1, stops.shape[1]):
-                noise = draws["noise"]
-                assert isinstance(noise, Tensor)
-                sample = student(x, s, one, batch.cond)
-                on = renoised(interpolant, sample, one, stops[:, k], noise[:, k - 1])
-                goes = leave >= k
-                x, s = torch.where(like(goes, x), on, x), torch.where(goes, stops[:, k], s)
-        return _last(student, State(x), s, batch)
+        stops, leave, noise = draws["stops"], draws["exit"], draws.get("noise")
+        assert isinstance(stops, Tensor) and isinstance(leave, Tensor) and not isinstance(noise, dict)
+        x = PriorStates()(batch, interpolant, stops[:, 0], None).x
+        fresh = [] if noise is None else list(noise.unbind(1))
+        goes = [leave >= k for k in range(1, stops.shape[1])]
+        return _renoising(student, interpolant, x, stops.unbind(1), fresh, goes, batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +244,103 @@ class Chain:
         for k in range(1, stops.shape[1]):
             x, s = student(x, s, stops[:, k], batch.cond), stops[:, k]
         return Made(student(x, s, torch.ones_like(s), batch.cond), torch.ones_like(s), State(x.detach()), s)
+
+
+def as_tokens(cond: Condition | None, seen: Tensor) -> Condition:
+    """The condition with the frames seen [n, F, ...] as its tokens [n, F, D].
+
+    >>> as_tokens(None, torch.zeros(2, 3, 4, 5)).tokens.shape
+    torch.Size([2, 3, 20])
+    """
+    if cond is not None and cond.tokens is not None:
+        raise ValueError(
+            "chunks: expected a condition without tokens, which are to be the frames before; give a ``see`` "
+            "that joins both for your network"
+        )
+    return replace(cond or Condition(), tokens=seen.flatten(2) if seen.ndim > 2 else seen.unsqueeze(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """A clip made chunk by chunk, each in steps of its own number, given the one before.
+
+    The first axis of a row counts frames; the student makes ``frames`` of them at a time, all where there are
+    no more. Chunk k takes up to steps[k] steps by re-noising from its part of x0, the last chunks as many as
+    the schedule ends with. Each row leaves at a step of its own, at the same place of every chunk's schedule,
+    drawn evenly; its jump from there is live. A chunk sees the one before as that jump did, noisy, and
+    without gradient: what is seen is never finished, so errors do not add up.
+
+    Attributes:
+        steps: by chunk; more for the first ones, which the others build on.
+        frames: of a chunk; the number of a row's frames is a multiple of it.
+        shift: of the clock on which the steps are even, see :func:`saltus.times.shifted`.
+        see: (the batch's condition, the frames before) -> the student's condition.
+
+    References:
+        "Diagonal distillation", 2026, arXiv 2603.09488; Huang et al., "Self forcing", 2025, arXiv 2506.08009.
+    """
+
+    steps: tuple[int, ...] = (5, 4, 3, 2, 2)
+    frames: int = 3
+    shift: float = 1.0
+    see: Callable[[Condition | None, Tensor], Condition] = as_tokens
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1 or self.frames < 1:
+            raise ValueError(
+                f"chunks: expected frames and steps of at least 1, got {self.frames} and {self.steps}"
+            )
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws:
+        """Where each row leaves, [B] in [0, 1), and the noises of all steps but the first,
+        [B, K - 1, F, ...], K the most steps; nothing if it is 1."""
+        most = max(self.steps) - 1
+        if not most:
+            return {}
+        return {"exit": rng.uniform("exit"), "noise": rng.normal("noise", most, *batch.x0.shape[1:])}
+
+    def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
+        zero = full_like_rows(0.0, batch.x0)
+        x, noise, leave = (
+            PriorStates()(batch, interpolant, zero, None).x,
+            draws.get("noise"),
+            draws.get("exit"),
+        )
+        assert not isinstance(noise, dict) and not isinstance(leave, dict)
+        count = -(-x.shape[1] // self.frames)
+        if count > 1 and x.shape[1] % self.frames:
+            raise ValueError(
+                f"chunks: expected a multiple of {self.frames} frames, got {x.shape[1]}; cut the clips to one"
+            )
+        made: list[Made] = []
+        for k in range(count):
+            part = slice(k * self.frames, (k + 1) * self.frames)
+            steps = self.steps[min(k, len(self.steps) - 1)]
+            stops = [shifted(zero + j / steps, self.shift) for j in range(steps)]
+            fresh = [] if noise is None else [noise[:, j, part] for j in range(steps - 1)]
+            goes = [] if leave is None else [leave * steps >= j for j in range(1, steps)]
+            here = replace(batch, cond=self.see(batch.cond, made[-1].start.x) if made else batch.cond)
+            made.append(_renoising(student, interpolant, x[:, part], stops, fresh, goes, here))
+        whole, starts = (torch.cat(z, dim=1) for z in ([m.x for m in made], [m.start.x for m in made]))
+        return Made(whole, zero + 1.0, State(starts), made[-1].s)
+
+
+def _renoising(
+    student: FlowMap,
+    interpolant: Interpolant,
+    x: Tensor,
+    stops: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    goes: Sequence[Tensor],
+    batch: Batch,
+) -> Made:
+    """Steps by re-noising at the stops, each [n], of rows that go on, bool [n]; the last jump is live."""
+    s, one = stops[0], torch.ones_like(stops[0])
+    with torch.no_grad():
+        for stop, fresh, on in zip(stops[1:], noise, goes, strict=True):
+            moved = renoised(interpolant, student(x, s, one, batch.cond), one, stop, fresh)
+            x, s = torch.where(like(on, x), moved, x), torch.where(on, stop, s)
+    return _last(student, State(x), s, batch)
 
 
 def _last(student: FlowMap, start: State, s: Tensor, batch: Batch) -> Made:

@@ -97,6 +97,7 @@ class Card:
         pairs: whether its discriminator, if it needs one, judges jumps by their ends and their starts.
         rectifies: whether it learns a straighter flow than its teacher's, that of the pairs which the
             teacher's flow makes; the exact map of the teacher is then not its stationary point.
+        law_alone: whether it asks of its samples only that they have the right law: any map to it will do.
         parametrisation: how the output of its student's network is read, by the recipes' name for it, where
             the method is made for one; its cost is then that of such a student.
     """
@@ -115,6 +116,7 @@ class Card:
     second_hand: tuple[str, ...] = ()
     pairs: bool = False
     rectifies: bool = False
+    law_alone: bool = False
     parametrisation: str | None = None
 
 

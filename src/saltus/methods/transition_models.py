@@ -42,7 +42,7 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0),
-    threshold=0.40,
+    threshold=0.45,
     quick_threshold=0.63,
     bias="the central difference: O(d^2) in its half-width d; rows divided by their own error, and the "
     "direction of noisy targets, move the fixed point in low dimension",

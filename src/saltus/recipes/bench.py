@@ -227,7 +227,7 @@ class Line:
             own = card.threshold
         else:
             own = card.quick_threshold if problem.bounded and (budget.steps, budget.lr) == QUICK else None
-        apart = yardstick is not None and not yardstick.coupled
+        apart = card.law_alone or (yardstick is not None and not yardstick.coupled)
         if own is not None and not apart:
             fewest = min(card.steps)
             limits[fewest] = min(own, limits.get(fewest, own))
