@@ -74,6 +74,17 @@ def test_the_mean_of_the_seeds_is_held_against_the_yardstick(capsys: pytest.Capt
     assert held([result("flow_matching", 0, {"1": 2.0})]) == 0, "no bound, no yardstick"
 
 
+def test_yardsticks_are_of_methods_and_say_why_they_are_loosened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(YARDSTICKS) <= set(discover())
+    for name, row in YARDSTICKS.items():
+        for k, known in row.worse.items():
+            assert MARGIN * row.rmse[k] < known.limit == row.limits[k] and len(known.why) > 80, name
+    good: dict[str, float | None] = {"1": 0.3, "2": 0.3, "4": 0.28}
+    assert held([result("mean_flow", 0, good)]) == 0
+    assert "mean_flow: at 4 at most 0.29, for 1 to 5 %" in " ".join(capsys.readouterr().out.split())
+    assert held([result("mean_flow", 0, good | {"4": 0.3})]) == 1
+
+
 def test_what_diverged_has_no_figure_and_misses(capsys: pytest.CaptureFixture[str]) -> None:
     assert held([result("lsd", 0, {"1": 0.2, "2": 0.2, "4": 0.2}), result("lsd", 1, {"1": None})]) == 1
     said = capsys.readouterr().out
