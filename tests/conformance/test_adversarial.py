@@ -13,10 +13,13 @@ from systems import Perturbed, gaussian, loss, pairs, streams
 from torch import Tensor, nn
 
 from saltus.adversaries import AdversarialLoss, Adversary, Hinge, Softplus
+from saltus.games import Game
 from saltus.interpolants import Linear, Trigonometric
 from saltus.legs import Slide
 from saltus.nn import MLP, Discriminator, heads_on
 from saltus.objectives import Adversarial, Discrimination, Eulerian, Real
+from saltus.recipes.options import Output, Training
+from saltus.recipes.trials import MIXTURE
 from saltus.samples import Chain, FixedStops, FromPrior, Made, OneJump, RandomStops, Renoising, renoised
 from saltus.slots import Own
 from saltus.states import State
@@ -364,3 +367,31 @@ def test_a_trajectory_losss_jumps_fool_an_adversary_in_the_same_call(step: Const
     value = telling(batch, telling.draw(batch, rng))["discriminator"].value
     logits = judge(end, t, None, (x, s)), judge(made.x, t, None, (x, s))
     assert torch.allclose(value, Hinge().tell(*logits).mean(1), atol=1e-12)
+
+
+def test_a_run_judges_by_its_teachers_frozen_features_or_by_a_network_that_learns() -> None:
+    """Heads alone are trained where a network of the student's kind teaches on the path; the teacher stays as
+    it is. Beside an exact velocity the features learn too. Both are functions of the seed."""
+    few = Training(steps=2, batch=16, lr=1e-2, seed=3, ema=(0.0,), precision="float32")
+    alone = MIXTURE.make("adversarial_consistency", few, Output(quiet=True))
+    exact, again = alone.discriminator(), alone.discriminator()
+    assert any(name.startswith("learned.") for name, _ in exact.named_parameters()) and exact.pairs
+    for p, q in zip(exact.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+    first = MIXTURE.make("flow_matching", few, Output(quiet=True))
+    made = replace(alone, first=first).under(first.model().eval().requires_grad_(False))
+    assert made.teacher is not None
+    network = made.teacher.run.model
+    before = [p.clone() for p in network.parameters()]
+    judge = made.discriminator()
+    assert all(name.startswith("heads.") for name, _ in judge.named_parameters()) and len(judge.heads) == 3
+    student = made.model()
+    game = made.game(student)
+    assert isinstance(game, Game) and [move.name for move in game.moves] == ["student", "discriminator"]
+    heads = game.moves[1].module
+    start = [p.clone() for p in heads.parameters()]
+    for _ in made.fit(student, game):
+        pass
+    assert not any(torch.equal(p, q) for p, q in zip(heads.parameters(), start, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
