@@ -52,7 +52,7 @@ CARD = Card(
     steps=(1, 2, 4, 8),
     two_times=False,
     cost=Cost(live=1.0, stopped=1.5, teacher=1.0),
-    threshold=0.40,
+    threshold=0.30,
     quick_threshold=1.43,
     bias="a DDIM step of the teacher: O(d); what phi does not see is left free",
     plain={"weight": Squared()},
