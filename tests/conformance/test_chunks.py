@@ -54,7 +54,8 @@ def by_hand(student: AverageVelocity, maker: Chunks, batch: Batch, exits: Tensor
     """Row by row, in plain loops."""
     rows = []
     for i in range(ROWS):
-        chunks, seen = [], None
+        chunks: list[Tensor] = []
+        seen: Tensor | None = None
         for k, steps in enumerate((3, 2, 2)):
             part, last = slice(2 * k, 2 * k + 2), int(float(exits[i]) * steps)
             cond = None if seen is None else Condition(tokens=seen)

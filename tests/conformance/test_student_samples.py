@@ -27,7 +27,7 @@ from saltus.objectives import Discrimination, Distribution, OnSamples
 from saltus.predictions import Converted
 from saltus.samples import CellStops, Chain, renoised
 from saltus.tensors import like
-from saltus.typing import Batch, Draws
+from saltus.typing import Batch, Draws, Output
 from saltus.weights import EntryHuber, Span
 
 SYSTEM = gaussian()
@@ -62,8 +62,9 @@ def test_motion_consistency_compares_what_changes_from_frame_to_frame() -> None:
     for seen in (on_data, on_own):
         x0, x1, drawn = seen.batch.x0, seen.batch.data(), seen.draws
         if seen is on_own:
-            noise, drawn = drawn["noise"], drawn["of"]
-            assert isinstance(noise, Tensor) and isinstance(drawn, dict)
+            noise, of = drawn["noise"], drawn["of"]
+            assert isinstance(noise, Tensor) and isinstance(of, dict)
+            drawn = of
             x1, x0 = student(x0, 0.0 * ONE[:20], ONE[:20]).detach(), noise
         s = drawn["s"]
         assert isinstance(s, Tensor)
@@ -231,7 +232,8 @@ def test_rcm_has_the_gradient_of_the_official_consistency_loss() -> None:
 
     def f_of(x: Tensor, a: Tensor) -> Tensor:
         start = 1.0 - a * (2.0 / math.pi)
-        return -student.backbone(x, start, torch.ones_like(start)).u
+        out: Output = student.backbone(x, start, torch.ones_like(start))
+        return -out.u
 
     f_t = -(2.0 / math.pi) * teacher_on_angles(x, s)
     f, df = derivative(f_of, (x, a), (cos * sin * f_t, torch.cos(a) * torch.sin(a)))
