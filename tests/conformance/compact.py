@@ -298,6 +298,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *balances,
         prior_only.test_tbcm_weighs_like_scm_on_any_interpolant,
         equal.test_scm_has_the_gradient_of_the_official_loss,
+        partial(equal.test_ect_is_the_official_loss, 0.4),
     ),
     "times": (
         partial(equal.test_ect_is_the_official_loss, 0.4),
@@ -306,6 +307,11 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *formula("eulerian, finite, own"),
         distilled.test_align_your_flow_is_the_paper_s_loss,
     ),
+    "curricula": (
+        partial(equal.test_ect_is_the_official_loss, 0.4),
+        partial(equal.test_consistency_training_is_the_distance_of_two_jumps, 0.5),
+    ),
+    "samples": corrections,
     "trajectories": (*without_data("tbcm"), *without_data("on-policy")),
     "methods.boot": (partial(_signals, gaussian(Trigonometric())),),
     "methods.tbcm": without_data("tbcm"),
