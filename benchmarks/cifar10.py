@@ -152,13 +152,13 @@ def grid(options: Options, runs: dict[str, Path]) -> Path:
         saltus("sample", run, "--steps", *steps, "--n", CLASSES, "--seed", 1, "--out", path)
         images = np.clip(np.load(path) / 2.0 + 0.5, 0.0, 1.0)
         rows += [(f"{method}, {n}", x) for n, x in zip(steps, images, strict=True)]
-    figure, axes = plt.subplots(len(rows), CLASSES, figsize=(CLASSES, len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), CLASSES, figsize=(CLASSES + 2, len(rows)), squeeze=False)
     for line, (name, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.transpose(1, 2, 0), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
-    figure.subplots_adjust(left=0.16, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
+    figure.subplots_adjust(left=0.165, right=0.998, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
     place = options.out / "cifar10.png"
     figure.savefig(place, dpi=80)
     return place
