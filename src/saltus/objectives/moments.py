@@ -45,7 +45,7 @@ def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, scale: Tensor, unbiased: b
     """Z of every group, [G]: x and y [G, M, D], the kernel's argument scale [G] times the distance.
 
     >>> x, y = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
-    >>> discrepancy(x, y, lambda d: -0.5 * d.square(), torch.ones(1))  # |x - y|^2
+    >>> discrepancy(x, y, lambda d: -0.5 * d.square(), torch.ones(1)).round(decimals=4)  # |x - y|^2
     tensor([2.])
     """
     count = x.shape[1]
