@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from saltus.interpolants import Trigonometric
-from saltus.methods import Need
+from saltus.methods import Method, Need
 from saltus.methods import load as load_method
 from saltus.recipes.experiment import DROPOUT, Experiment
 from saltus.recipes.model import HEADS, ModelSpec
@@ -84,6 +84,27 @@ def _check_numbers(made: Experiment) -> None:
         raise ValueError(f"dropout: expected a rate of at least 0 and below 1, got {rate}; 0.1 is usual")
 
 
+def _spec(
+    system: System, method: Method, plain: bool, network: Network, guidance: float | None
+) -> ModelSpec:
+    """The network that learns: what was asked for, and what the method needs."""
+    rotating = isinstance(interpolant_of(method, plain), Trigonometric)
+    usual = method.card.parametrisation or ("trigonometric" if rotating else "average")
+    parametrisation = network.parametrisation or usual
+    return ModelSpec(
+        shape=system.shape,
+        backbone=network.backbone,
+        size=network.size,
+        parametrisation=parametrisation,
+        sigma_data=system.sigma_data,
+        classes=system.classes,
+        heads=("v",) if Need.HEAD in method.card.needs else HEADS.get(parametrisation, ()),
+        guidance=guidance is not None,
+        patch=network.patch,
+        positions=network.positions,
+    )
+
+
 def assemble(
     system: System,
     method: str,
@@ -110,21 +131,7 @@ def assemble(
             f"method {found.name}: it needs a teacher, and {system.name} has none of its own; "
             f"use saltus distill RUN --method {found.name}"
         )
-    rotating = isinstance(interpolant_of(found, plain), Trigonometric)
-    usual = found.card.parametrisation or ("trigonometric" if rotating else "average")
-    parametrisation = network.parametrisation or usual
-    spec = ModelSpec(
-        shape=system.shape,
-        backbone=network.backbone,
-        size=network.size,
-        parametrisation=parametrisation,
-        sigma_data=system.sigma_data,
-        classes=system.classes,
-        heads=("v",) if Need.HEAD in found.card.needs else HEADS.get(parametrisation, ()),
-        guidance=guidance is not None,
-        patch=network.patch,
-        positions=network.positions,
-    )
+    spec = _spec(system, found, plain, network, guidance)
     if network.start is not None and not exact:
         raise ValueError(
             f"start {network.start}: {found.name} starts with its teacher's weights; drop --start, or "
@@ -132,7 +139,7 @@ def assemble(
         )
     start = open_start(network.start, spec, interpolant_of(found, plain))
     begun = None if start is None else str(start.place)
-    resolved = {**asdict(network), "parametrisation": parametrisation, "start": begun}
+    resolved = {**asdict(network), "parametrisation": spec.parametrisation, "start": begun}
     own = {**own, "plain": plain}
     first = None
     if not exact and lesson is not None:
