@@ -28,11 +28,13 @@ def test_every_method_that_jumps_declares_an_error_that_means_something() -> Non
 @pytest.mark.parametrize("name", BOUNDED)
 def test_300_steps_reach_the_declared_error(name: str) -> None:
     row = measure(name, 0, *QUICK, batch=512)
-    limit = METHODS[name].card.quick_threshold
-    print(f"{name}: map RMSE {row['rmse']} (at most {limit}), sliced W2 {row['sw']}, {row['seconds']:.1f} s")
-    fewest = min(METHODS[name].card.steps)
-    assert limit is not None and row["rmse"][str(fewest)] <= limit
-    if METHODS[name].card.two_times and fewest == 1:
+    card = METHODS[name].card
+    limit, kind = card.quick_threshold, "sw" if card.law_alone else "rmse"
+    print(f"{name}: map RMSE {row['rmse']}, sliced W2 {row['sw']}, {row['seconds']:.1f} s")
+    print(f"at most {limit} in {kind}")
+    fewest = min(card.steps)
+    assert limit is not None and row[kind][str(fewest)] <= limit
+    if card.two_times and fewest == 1:
         # jumps compose; re-noising leaves the map and is judged by samples
         assert row["rmse"]["4"] < row["rmse"]["1"]
 

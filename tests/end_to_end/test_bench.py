@@ -11,7 +11,7 @@ import pytest
 from saltus.cli import main
 from saltus.methods import discover
 from saltus.recipes import bench, trials
-from saltus.recipes.trials import FULL, IMAGES, MIXTURE, Problem, code
+from saltus.recipes.trials import FULL, IMAGES, MIXTURE, Problem, code, computes
 from saltus.recipes.yardsticks import MARGIN, YARDSTICKS, Yardstick
 
 FEW = ["--seeds", "0", "--steps", "2", "--batch", "16"]
@@ -131,10 +131,21 @@ def test_the_mark_of_the_code_follows_the_algebra_and_the_methods_own_file(
         "times.py": set(marks),
         "methods/__init__.py": set(marks),
     }.items():
-        monkeypatch.setattr(trials, "_sources", lambda path=path: sources | {path: b"changed"})
+        monkeypatch.setattr(trials, "_sources", lambda path=path: sources | {path: "changed"})
         code.cache_clear()
         assert {name for name in marks if code(name) != marks[name]} == moved
     code.cache_clear()
+
+
+def test_words_and_bounds_are_no_part_of_the_mark() -> None:
+    """A figure stays a figure when a docstring or a card's bound is written anew, not when a number is."""
+    text = "CARD = Card(threshold=0.3, steps=(1,))\n\ndef f(x):\n    return 2 * x\n"
+    same = text.replace("threshold=0.3", "quick_threshold=None").replace("x\n", "x  # twice\n")
+    same = '"""Words."""\n' + same.replace("):\n", '):\n    """More."""\n')
+    assert same != text
+    assert computes(text) == computes(same)
+    assert computes(text) != computes(text.replace("2 * x", "3 * x"))
+    assert computes(text) != computes(text.replace("(1,)", "(1, 2)"))
 
 
 def test_the_short_form_is_the_one_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:

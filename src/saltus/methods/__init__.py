@@ -87,7 +87,8 @@ class Card:
         bias: None if the exact map is a stationary point, else what moves it, in words.
         cost: its network calls.
         threshold: map RMSE at the fewest of its steps on the reference mixture at the reference budget,
-            squared error, mean of three seeds; None where it is printed, not bounded.
+            squared error, mean of three seeds; None where it is printed, not bounded. With ``law_alone``
+            the sliced Wasserstein distance instead, here and below.
         quick_threshold: the same after 300 steps at a learning rate of 5e-3, for any seed; about 1.25 times
             the largest of three. An Euler step of the exact velocity has 1.97.
         plain: options that give its plain form, whose stationary point is the exact map (squared error,

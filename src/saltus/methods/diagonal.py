@@ -47,7 +47,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=2.0, stopped=2.0, teacher=1.0),
     threshold=None,
-    quick_threshold=1.3,
+    quick_threshold=0.2,
     bias="a law, not a map: every map to the teacher's law is a fixed point",
     plain={"weight": Squared(), "steps": (1,), "critic_moves": 3, "levels": Uniform(), "normalised": False},
     second_hand=(

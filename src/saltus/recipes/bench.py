@@ -228,7 +228,7 @@ class Line:
         else:
             own = card.quick_threshold if problem.bounded and (budget.steps, budget.lr) == QUICK else None
         apart = card.law_alone or (yardstick is not None and not yardstick.coupled)
-        if own is not None and not apart:
+        if own is not None and card.law_alone == apart:
             fewest = min(card.steps)
             limits[fewest] = min(own, limits.get(fewest, own))
         return cls(name, rows, "sw" if apart else problem.kinds[0], limits)

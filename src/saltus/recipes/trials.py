@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import time
@@ -41,6 +42,8 @@ NOISE = 2**31
 KINDS: dict[str, str] = {"rmse": MAP_ERROR, "sw": "sliced W2", "energy": "energy", "frechet": FRECHET}
 """The figures of a result, and what judges call them."""
 
+ASKED = frozenset({"threshold", "quick_threshold"})
+"""What a card asks of figures, which then do not depend on it."""
 BASE = "flow_matching"
 """A method that every problem can be put together with."""
 
@@ -91,8 +94,8 @@ DIGITS = Problem("digits", "1,797 real digits", _digits, 256, (0,), ("frechet", 
 
 
 @cache
-def _sources() -> dict[str, bytes]:
-    """The package's files that a method's figures depend on, by module path; methods apart from the rest."""
+def _sources() -> dict[str, str]:
+    """What the package's files that a method's figures depend on compute, by module path."""
     apart = (
         "recipes",
         "page",
@@ -106,14 +109,37 @@ def _sources() -> dict[str, bytes]:
     )
     root = Path(__file__).resolve().parents[1]
     found = {path.relative_to(root): path for path in sorted(root.rglob("*.py"))}
-    return {name.as_posix(): path.read_bytes() for name, path in found.items() if name.parts[0] not in apart}
+    return {
+        name.as_posix(): computes(path.read_text(encoding="utf-8"))
+        for name, path in found.items()
+        if name.parts[0] not in apart
+    }
+
+
+def computes(source: str) -> str:
+    """A module without what no figure depends on: comments, docstrings, and what a card asks of figures."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)]
+        elif isinstance(node, ast.Call):
+            node.keywords = [k for k in node.keywords if k.arg not in ASKED]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
 
 
 @cache
 def code(name: str) -> str:
     """A mark of the code that a method's figures depend on: the algebra and the method's own file.
 
-    Files of other methods, of recipes and of commands do not enter.
+    Files of other methods, of recipes and of commands do not enter, nor do comments and docstrings.
     """
     build = load(name).build
     module = (build.func if isinstance(build, partial) else build).__module__
@@ -121,7 +147,7 @@ def code(name: str) -> str:
     seen = hashlib.sha256()
     for path, text in _sources().items():
         if not path.startswith("methods/") or path in (own, "methods/__init__.py"):
-            seen.update(path.encode() + b"\0" + text)
+            seen.update(f"{path}\0{text}".encode())
     return seen.hexdigest()[:12]
 
 
