@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from saltus.cli import main
 from saltus.methods import discover
 from saltus.recipes import bench, trials
-from saltus.recipes.trials import FULL, IMAGES, MIXTURE, Problem, code, computes
+from saltus.recipes.trials import DIGITS, FULL, IMAGES, MIXTURE, Problem, code, computes
 from saltus.recipes.yardsticks import MARGIN, YARDSTICKS, Yardstick
 
 FEW = ["--seeds", "0", "--steps", "2", "--batch", "16"]
@@ -48,7 +49,7 @@ def test_bench_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
 def result(name: str, seed: int, rmse: Mapping[str, float | None], **others: object) -> dict[str, object]:
     row = {"problem": "mixture", "method": name, "seed": seed, "steps": FULL[0], "lr": FULL[1], "batch": 512}
     far = {"rmse": rmse, "sw": {"1": 9.0}, "energy": {"1": 9.0}}
-    return row | far | {"seconds": 1.0, "torch": "", "code": code(name)} | others
+    return row | far | {"seconds": 1.0, "torch": torch.__version__, "code": code(name, MIXTURE)} | others
 
 
 def held(rows: list[dict[str, object]], *options: str) -> int:
@@ -109,32 +110,56 @@ def test_results_of_other_code_are_marked_and_trained_again_if_wanted(
         return result(name, seed, {"1": 0.25})
 
     monkeypatch.setattr(bench, "measure", measure)
-    old = [result("boot", 0, {"1": 0.26}, code="before"), result("tbcm", 0, {"1": 0.26})]
+    old = [
+        result("boot", 0, {"1": 0.26}, code="before"),
+        result("ect", 0, {"1": 0.26}, torch="1.13.1+cu117"),
+        result("tbcm", 0, {"1": 0.26}, torch=".".join(torch.__version__.split(".")[:2]) + ".99"),
+    ]
     assert held(old) == 0 and not asked
     said = capsys.readouterr().out
-    assert "boot *" in said and "tbcm *" not in said and "--fresh" in said
-    assert held(old, "--fresh") == 0 and asked == [("boot", 0)]
+    assert "boot *" in said and "ect *" in said and "tbcm *" not in said and "--fresh" in said
+    assert held(old, "--fresh") == 0 and asked == [("boot", 0), ("ect", 0)]
     assert "*" not in capsys.readouterr().out
 
 
-def test_the_mark_of_the_code_follows_the_algebra_and_the_methods_own_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sources = dict(trials._sources())
-    assert "methods/lsd.py" in sources and not [
-        p for p in sources if p.startswith(("recipes", "page", "cli"))
-    ]
-    marks = {name: code(name) for name in ("lsd", "psd", "psd_midpoint")}
-    for path, moved in {
-        "methods/lsd.py": {"lsd"},
-        "methods/psd.py": {"psd", "psd_midpoint"},
-        "times.py": set(marks),
-        "methods/__init__.py": set(marks),
-    }.items():
-        monkeypatch.setattr(trials, "_sources", lambda path=path: sources | {path: "changed"})
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], set[tuple[str, str]]]]:
+    """Whose marks of the code differ where a module computes something else."""
+    cases = [(p, name) for p in (MIXTURE, DIGITS) for name in ("lsd", "psd", "psd_midpoint")]
+    marks = {case: code(case[1], case[0]) for case in cases}
+    computed = trials._computed
+
+    def changed(module: str) -> set[tuple[str, str]]:
+        monkeypatch.setattr(trials, "_computed", lambda m: "other" if m == module else computed(m))
         code.cache_clear()
-        assert {name for name in marks if code(name) != marks[name]} == moved
+        return {(p.name, name) for (p, name), mark in marks.items() if code(name, p) != mark}
+
+    yield changed
     code.cache_clear()
+
+
+def test_the_mark_of_the_code_covers_what_a_figure_depends_on(
+    moved: Callable[[str], set[tuple[str, str]]],
+) -> None:
+    """The algebra, what the recipes of a bench are made of, the own file; of digits that of the teacher."""
+    everyone = {(p, name) for p in ("mixture", "digits") for name in ("lsd", "psd", "psd_midpoint")}
+    algebra = ("times", "methods", "objectives.lagrangian", "nn.mlp", "training.loop", "data.digits")
+    recipes = ("assemble", "digits", "images", "mixture", "experiment", "train", "optimisation", "trials")
+    for module in (*algebra, *(f"recipes.{name}" for name in (*recipes, "judged_by_teacher", "model"))):
+        assert moved(f"saltus.{module}") == everyone, module
+    assert moved("saltus.methods.lsd") == {case for case in everyone if case[1] == "lsd"}
+    assert moved("saltus.methods.psd") == {case for case in everyone if case[1] != "lsd"}
+    assert moved("saltus.methods.flow_matching") == {case for case in everyone if case[0] == "digits"}
+
+
+def test_pages_words_and_commands_are_no_part_of_the_mark(
+    moved: Callable[[str], set[tuple[str, str]]],
+) -> None:
+    apart = ("page.chart", "report", "plots", "export", "cli", "teachers.diffusers", "methods.ctm", "pyramid")
+    recipes = ("watch", "bench", "yardsticks", "axes", "show", "app", "distill", "cifar10")
+    for module in (*apart, *(f"recipes.{name}" for name in recipes)):
+        name = f"saltus.{module}"
+        assert name in trials._files() and moved(name) == set(), module
 
 
 def test_words_and_bounds_are_no_part_of_the_mark() -> None:

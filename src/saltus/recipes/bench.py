@@ -26,9 +26,9 @@ from saltus.recipes.trials import (
     MIXTURE,
     QUICK,
     Problem,
-    code,
     experiment,
     measure,
+    old,
 )
 from saltus.recipes.yardsticks import MARGIN, YARDSTICKS
 from saltus.report import Cell, Table, figure
@@ -118,7 +118,7 @@ def hold(
         lr: Learning rate at the start, by default 1e-3; it falls along a cosine.
         batch: Rows of data in a step; by default 512 on the mixture and 256 on images.
         short: 300 steps at 5e-3 and seed 0, with the cards' bounds for that.
-        fresh: Train again what was measured by other code.
+        fresh: Train again what was measured by other code, or with another release of torch.
         out: The results, one JSON line for each method and seed; read first. The plot is beside them. By
             default runs/bench-NAME.jsonl.
         markdown: Print the table as GitHub-flavoured Markdown, with every figure.
@@ -137,7 +137,7 @@ def hold(
         names = asked or _serves(problem, budget, known)
         for method, seed in ((n, s) for n in names for s in chosen):
             key = (problem.name, method, seed, budget)
-            if key not in known or (fresh and known[key]["code"] != code(method)):
+            if key not in known or (fresh and old(known[key], problem)):
                 known[key] = measure(method, seed, budget.steps, budget.lr, budget.batch, problem)
                 _append(out, known[key])
                 print(_found(known[key], problem))
@@ -184,7 +184,7 @@ def _read(path: Path) -> Rows:
         try:
             row = json.loads(line)
             budget = Budget(row["steps"], row["lr"], row["batch"])
-            if row["energy"] is not None and row["code"]:
+            if row["energy"] is not None and row["code"] and row["torch"] is not None:
                 found[row["problem"], row["method"], row["seed"], budget] = row
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
@@ -204,12 +204,14 @@ class Line:
     """One method on one problem: its results, and what they may be at most.
 
     Attributes:
+        problem: what they learned.
         name: of the method.
         rows: the results of each seed.
         kind: the figure that is held against the limits.
         limits: at most, by number of steps; empty where nothing is asked.
     """
 
+    problem: Problem
     name: str
     rows: Sequence[Mapping[str, Any]]
     kind: str
@@ -231,7 +233,7 @@ class Line:
         if own is not None and card.law_alone == apart:
             fewest = min(card.steps)
             limits[fewest] = min(own, limits.get(fewest, own))
-        return cls(name, rows, "sw" if apart else problem.kinds[0], limits)
+        return cls(problem, name, rows, "sw" if apart else problem.kinds[0], limits)
 
     def values(self, kind: str, k: int) -> list[float]:
         """The figures of the seeds at k steps; none unless every seed has one."""
@@ -277,8 +279,8 @@ class Line:
 
     @property
     def old(self) -> bool:
-        """Whether a row was measured by other code than is here now."""
-        return any(row["code"] != code(self.name) for row in self.rows)
+        """Whether a row was measured by other code, or another torch, than is here now."""
+        return any(old(row, self.problem) for row in self.rows)
 
 
 def table(problem: Problem, lines: Sequence[Line], budget: Budget, wide: bool) -> Table:
@@ -305,7 +307,7 @@ def _notes(problem: Problem, lines: Sequence[Line]) -> Iterator[str]:
     if problem is DIGITS:
         yield "Students of the network that was trained first start with its weights."
     if any(line.old for line in lines):
-        yield "* measured by another version of the code; --fresh trains again."
+        yield "* measured by another version of the code or of torch; --fresh trains again."
 
 
 def _panels(problem: Problem, lines: Sequence[Line]) -> dict[str, list[Dots]]:

@@ -32,7 +32,19 @@ from saltus.samplers import prior
 from saltus.streams import Streams
 from saltus.training import NonFiniteLoss
 
-__all__ = ["COUNTS", "DIGITS", "FULL", "IMAGES", "KINDS", "MIXTURE", "QUICK", "Problem", "code", "measure"]
+__all__ = [
+    "COUNTS",
+    "DIGITS",
+    "FULL",
+    "IMAGES",
+    "KINDS",
+    "MIXTURE",
+    "QUICK",
+    "Problem",
+    "code",
+    "measure",
+    "old",
+]
 
 COUNTS = (1, 2, 4)
 FULL, QUICK = (2500, 1e-3), (300, 5e-3)
@@ -45,7 +57,26 @@ KINDS: dict[str, str] = {"rmse": MAP_ERROR, "sw": "sliced W2", "energy": "energy
 ASKED = frozenset({"threshold", "quick_threshold"})
 """What a card asks of figures, which then do not depend on it."""
 BASE = "flow_matching"
-"""A method that every problem can be put together with."""
+"""A method that every problem can be put together with, and that trains a teacher."""
+PACKAGE = "saltus"
+APART = tuple(
+    f"{PACKAGE}.{name}."
+    for name in (
+        "data.images",
+        "data.loader",
+        "export",
+        "page",
+        "plots",
+        "recipes.folder",
+        "recipes.nonfinite",
+        "recipes.opened",
+        "recipes.origins",
+        "recipes.watch",
+        "report",
+        "teachers.diffusers",
+    )
+)
+"""Modules that a training imports, but that no figure of it depends on: files, folders, pages, words."""
 
 Assemble = Callable[[str, Training, Output], Experiment]
 
@@ -62,6 +93,7 @@ class Problem:
         seeds: that are usual.
         kinds: the figures that it has, keys of :data:`KINDS`.
         bounded: whether the cards' thresholds and the yardsticks refer to it.
+        taught: the method that trains the teacher of those that need one, None where the exact velocity is.
     """
 
     name: str
@@ -71,6 +103,7 @@ class Problem:
     seeds: tuple[int, ...]
     kinds: tuple[str, ...]
     bounded: bool = False
+    taught: str | None = None
 
 
 def _mixture(method: str, training: Training, output: Output) -> Experiment:
@@ -90,30 +123,47 @@ def _digits(method: str, training: Training, output: Output) -> Experiment:
 MIXED = ("rmse", "sw", "energy")
 MIXTURE = Problem("mixture", "Reference mixture", _mixture, 512, (0, 1, 2), MIXED, True)
 IMAGES = Problem("images", "500 digits as a mixture", _images, 256, (0,), MIXED)
-DIGITS = Problem("digits", "1,797 real digits", _digits, 256, (0,), ("frechet", "sw", "energy"))
+DIGITS = Problem("digits", "1,797 real digits", _digits, 256, (0,), ("frechet", "sw", "energy"), taught=BASE)
 
 
 @cache
-def _sources() -> dict[str, str]:
-    """What the package's files that a method's figures depend on compute, by module path."""
-    apart = (
-        "recipes",
-        "page",
-        "export",
-        "teachers",
-        "data",
-        "cli.py",
-        "report.py",
-        "plots.py",
-        "__main__.py",
-    )
-    root = Path(__file__).resolve().parents[1]
-    found = {path.relative_to(root): path for path in sorted(root.rglob("*.py"))}
+def _files() -> dict[str, str]:
+    """The text of every module of the package, by its name."""
+    root = Path(__file__).resolve().parents[2]
+    found = {path.relative_to(root): path for path in (root / PACKAGE).rglob("*.py")}
     return {
-        name.as_posix(): computes(path.read_text(encoding="utf-8"))
+        ".".join(name.with_suffix("").parts).removesuffix(".__init__"): path.read_text(encoding="utf-8")
         for name, path in found.items()
-        if name.parts[0] not in apart
     }
+
+
+@cache
+def _computed(module: str) -> str:
+    return computes(_files()[module])
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """The modules of the package that one names, anywhere in it, and the packages that they are in."""
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(_files()[module])):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in named]
+    return frozenset({".".join(p[:k]) for p in parts for k in range(1, len(p) + 1)} & set(_files()))
+
+
+def _reached(*begin: str) -> set[str]:
+    """These modules and all that they import, directly or not, without what is :data:`APART`."""
+    found, left = set[str](), list(begin)
+    while left:
+        module = left.pop()
+        if module not in found and not f"{module}.".startswith(APART):
+            found.add(module)
+            left += _imports(module)
+    return found
 
 
 def computes(source: str) -> str:
@@ -136,19 +186,31 @@ def _is_text(line: ast.stmt) -> bool:
 
 
 @cache
-def code(name: str) -> str:
-    """A mark of the code that a method's figures depend on: the algebra and the method's own file.
+def code(name: str, problem: Problem) -> str:
+    """A mark of the code that a method's figures on a problem depend on.
 
-    Files of other methods, of recipes and of commands do not enter, nor do comments and docstrings.
+    That is what this module, the method's own and that of the problem's teacher import, directly or not, as
+    far as it computes: neither comments and docstrings, nor other methods, pages and commands.
     """
     build = load(name).build
-    module = (build.func if isinstance(build, partial) else build).__module__
-    own = f"methods/{module.rpartition('.')[2]}.py"
+    own = (build.func if isinstance(build, partial) else build).__module__
+    taught = () if problem.taught is None else (f"{PACKAGE}.methods.{problem.taught}",)
     seen = hashlib.sha256()
-    for path, text in _sources().items():
-        if not path.startswith("methods/") or path in (own, "methods/__init__.py"):
-            seen.update(f"{path}\0{text}".encode())
+    for module in sorted(_reached(__name__, own, *taught)):
+        seen.update(f"{module}\0{_computed(module)}".encode())
     return seen.hexdigest()[:12]
+
+
+def _release(version: str) -> list[str]:
+    """The part of torch's version that figures may depend on: 2.13 of 2.13.0+cpu."""
+    return version.split(".")[:2]
+
+
+def old(row: Mapping[str, Any], problem: Problem) -> bool:
+    """Whether other code, or another release of torch, than is here now measured a result."""
+    return bool(
+        row["code"] != code(row["method"], problem) or _release(row["torch"]) != _release(torch.__version__)
+    )
 
 
 def _training(steps: int, lr: float, batch: int, seed: int) -> Training:
@@ -200,7 +262,7 @@ def measure(
         **{kind: _by_steps(made.method, kind, found) for kind in problem.kinds},
         "seconds": seconds,
         "torch": torch.__version__,
-        "code": code(name),
+        "code": code(name, problem),
     }
 
 
