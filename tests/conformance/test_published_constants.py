@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from saltus.games import Follow, Game
+from saltus.interpolants import Linear
 from saltus.maps import AverageVelocity
 from saltus.methods import load
+from saltus.methods.imm import Evidence
 from saltus.nn import MLP
 from saltus.times import Midpoint, UniformSplit
 from saltus.typing import Gradient
-from saltus.weights import AdaptivePower, Squared
+from saltus.weights import AdaptivePower, Span, Squared
 
 U = torch.linspace(0.001, 0.999, 401, dtype=torch.float64)
 Z = torch.special.ndtri(U)
@@ -108,3 +110,15 @@ def test_decays_of_moving_averages() -> None:
     assert decay("shortcut") == 0.999
     assert decay("consistency_training") == pytest.approx(0.9 ** (2 / 150), rel=1e-12)
     assert decay("tvm") == 0.99
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 5.0), (2.0, 4.0)])
+def test_imm_weights_times_by_its_evidence_bound(a: float, b: float) -> None:
+    """1/2 sigmoid(b - l) (dl/ds) beta^a/(alpha^2 + beta^2), the log-SNR l = log(beta^2/alpha^2) of the
+    interpolant and its slope by autograd."""
+    s = torch.linspace(0.05, 0.95, 19, dtype=torch.float64, requires_grad=True)
+    c = Linear()(s)
+    log_snr = torch.log(c.beta.square() / c.alpha.square())
+    (slope,) = torch.autograd.grad(log_snr.sum(), s, retain_graph=True)
+    wanted = 0.5 * torch.sigmoid(b - log_snr) * slope * c.beta**a / (c.alpha.square() + c.beta.square())
+    assert torch.allclose(Evidence(a, b)(Span(s, torch.ones_like(s))), wanted, rtol=1e-12)

@@ -13,8 +13,8 @@ Use it to train from data alone for one to eight steps. Sample by composing jump
 
 References:
     Zhou, Ermon and Song, "Inductive moment matching", 2025, arXiv 2503.07565, eq. (12) and appendix
-    (M = 4; times from 0.994 of noise; the flow matching path). w(s) is
-    sigmoid(b - log-SNR) s^a/((1 - s)(s^2 + (1 - s)^2)): its evidence-bound weight on that path.
+    (M = 4; times from 0.994 of noise; the flow matching path). w(s) is its evidence-bound weight,
+    1/2 sigmoid(b - l) (dl/ds) s^a/(s^2 + (1 - s)^2) with the log-SNR l = 2 log(s/(1 - s)) of that path.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def per_velocity(span: Span) -> Tensor:
 
 @dataclass(frozen=True)
 class Evidence:
-    """w(s) = sigmoid(b - log-SNR) s^a/((1 - s)(s^2 + (1 - s)^2)), [n]."""
+    """w(s) = sigmoid(b - l) s^(a - 1)/((1 - s)(s^2 + (1 - s)^2)), [n], with the log-SNR l = 2 log(s/(1 - s))."""
 
     a: float = 2.0
     b: float = 4.0
@@ -88,7 +88,7 @@ class Evidence:
     def __call__(self, span: Span) -> Tensor:
         s = span.s.clamp(1.0 - LAST, 1.0 - 1e-3)
         log_snr = 2.0 * torch.log(s / (1.0 - s))
-        return torch.sigmoid(self.b - log_snr) * s**self.a / ((1.0 - s) * (s**2 + (1.0 - s) ** 2))
+        return torch.sigmoid(self.b - log_snr) * s ** (self.a - 1.0) / ((1.0 - s) * (s**2 + (1.0 - s) ** 2))
 
 
 def imm(
