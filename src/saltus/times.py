@@ -279,6 +279,10 @@ class Cells:
 
     cells: int
 
+    def __post_init__(self) -> None:
+        if self.cells < 1:
+            raise ValueError(f"cells: expected at least 1, got {self.cells}; one is the whole of the way")
+
     def __call__(self, rng: Streams) -> tuple[Tensor, Tensor]:
         cell = rng.integers("cell", self.cells).to(rng.dtype)
         return cell / self.cells, (cell + 1.0) / self.cells

@@ -12,6 +12,7 @@ from torch import Tensor
 from saltus.curricula import DoublingGap, Ended, KarrasGap, LogHyperbolic, Phases, Segments, SigmoidGap
 from saltus.streams import Streams
 from saltus.times import (
+    Cells,
     Constant,
     Dyadic,
     Fraction,
@@ -316,3 +317,10 @@ def test_noise_levels_follow_the_cut_student_law() -> None:
         assert math.asinh(ours / 0.1) == pytest.approx(math.asinh(exact / 0.1), abs=0.06)
     with pytest.raises(ValueError, match="low < high"):
         LogHyperbolic(0.0, 0.2, 0.01, 80.0, 1.0)
+
+
+def test_cells_of_a_grid_are_at_least_one() -> None:
+    s, t = Cells(2)(RNG)
+    assert set(s.tolist()) == {0.0, 0.5} and torch.equal(t, s + 0.5)
+    with pytest.raises(ValueError, match="cells: expected at least 1, got 0"):
+        Cells(0)

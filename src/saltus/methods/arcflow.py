@@ -66,7 +66,7 @@ def arcflow(
         student: the flow map that learns, best one of momentum modes; X_{k/N,(k+1)/N} are valid.
         teacher: the velocity on the interpolant's path.
         interpolant: the path between prior and data.
-        segments: N.
+        segments: N, which is the number of steps to sample with; the card is that of two.
         visits: states of the way that the teacher is asked about.
         mix: the share of the way that the teacher leads, as a function of progress; None is none.
         weight: error -> loss.

@@ -68,7 +68,7 @@ def pi_flow(
         student: the flow map that learns, best one of policies, of which X_{k/N,(k+1)/N} are valid.
         teacher: the velocity on the interpolant's path.
         interpolant: the path between prior and data; also that of the student's policies.
-        segments: N.
+        segments: N, which is the number of steps to sample with; the card is that of one.
         visits: states of the way that the teacher is asked about.
         mix: the share of the way that the teacher leads, as a function of progress; None is none.
         substeps: of the policy from one visit to the next.
