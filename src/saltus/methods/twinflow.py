@@ -20,7 +20,8 @@ References:
     Cheng et al., "TwinFlow: realizing one-step generation on large models with self-adversarial flows", 2025,
     arXiv 2512.05150, and the authors' code (four equal parts, d = 0.01, two jumps, c = 1e-3, the clamps at 1,
     the fifth loss at weight 1/2, moving average 0.99). There the fifth part shares the rows and the jump of
-    the first; here it has as many of its own. Their guidance and their image-free form are not built here.
+    the first; here it has rows of its own, 3/16 of them like the second, third and fourth, and the first has
+    4/16. Their guidance and their image-free form are not built here.
 """
 
 from __future__ import annotations
