@@ -38,6 +38,7 @@ __all__ = [
     "OneJump",
     "RandomStops",
     "Renoising",
+    "RisingStops",
     "Stops",
     "as_tokens",
     "draw_samples",
@@ -159,6 +160,26 @@ class RandomStops:
     def __call__(self, rng: Streams) -> Tensor:
         inner = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0).sort(dim=1).values
         return torch.cat([inner.new_zeros(len(inner), 1), inner], dim=1)
+
+
+@dataclass(frozen=True)
+class RisingStops:
+    """0, and of ``count`` - 1 draws of a law the latest so far each time, of each row its own.
+
+    References:
+        Zheng et al., 2025, arXiv 2510.08431, and the authors' code (rCM).
+    """
+
+    count: int
+    law: Law
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"stops: expected at least 2, the prior and one more, got {self.count}")
+
+    def __call__(self, rng: Streams) -> Tensor:
+        drawn = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0)
+        return torch.cat([drawn.new_zeros(len(drawn), 1), drawn.cummax(dim=1).values], dim=1)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from saltus.tensors import like, per_row_norm2, sg, upcast
 
 __all__ = [
     "AdaptivePower",
-    "AngleBalance",
-    "AngleTangent",
+    "AngleTangents",
     "Clipped",
     "Differences",
     "Directed",
@@ -32,6 +31,7 @@ __all__ = [
     "InFeatures",
     "InStates",
     "LearnedLogVariance",
+    "PerEntry",
     "PseudoHuber",
     "Scaled",
     "Span",
@@ -133,6 +133,23 @@ class EntryHuber:
 
     def __call__(self, error: Tensor, span: Span) -> Tensor:
         return (torch.sqrt(upcast(error).square() + self.c * self.c) - self.c).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class PerEntry:
+    """inner/D: a mean over the D entries of what inner is given, where inner is a sum over them.
+
+    For losses beside a term that does not grow with D, an adversary's say. Inside of :class:`InStates` or
+    :class:`InFeatures` the entries are those of the state or of the features.
+
+    >>> PerEntry(Squared())(torch.tensor([[3.0, 4.0]]), Span(torch.zeros(1), torch.ones(1)))
+    tensor([12.5000])
+    """
+
+    inner: Weight
+
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        return self.inner(error, span) / _size(error)
 
 
 @dataclass(frozen=True)
@@ -248,7 +265,8 @@ class Directed:
 
     The cosine is along the first axis of a row (channels), its mean over the others (places), and D the
     number of dimensions, for weights here are sums over them. Where y is noisy it moves the fixed point:
-    directions of noise do not average to the direction of the mean.
+    directions of noise do not average to the direction of the mean. Where |u| is below |y|/100 the
+    cosine is 100 u y/|y|^2, for its slope grows as 1/|u| and a network begins at u = 0.
     """
 
     inner: Weight = Squared()
@@ -260,7 +278,8 @@ class Directed:
         wanted = upcast(span.u) - fixed
         live = upcast(span.u) + (upcast(error) - fixed)
         tiny = torch.finfo(live.dtype).eps
-        sizes = live.square().sum(1) * wanted.square().sum(1)
+        length = wanted.square().sum(1)
+        sizes = live.square().sum(1).clamp(min=1e-4 * length) * length
         cosine = (live * wanted).sum(1) * torch.rsqrt(sizes.clamp(min=tiny * tiny))
         return self.inner(error, span) + _size(error) * (1.0 - cosine.unsqueeze(1).flatten(1).mean(1))
 
@@ -321,8 +340,9 @@ class LearnedLogVariance(nn.Module):
     """exp(-w) l + w, with l the inner loss and w = w(s, t) a learned function of the times.
 
     Where w is the logarithm of the mean loss at (s, t), it is at its optimum and every pair of times
-    contributes alike. As in the source, w(s, t) = g(s) + g(t) with one g, linear in sinusoidal features
-    and 0 at the start: exact on the diagonal, the best fit of that form off it.
+    contributes alike. A row whose loss is exactly 0, left out by its step or its time, would drive w down
+    without end: it has the loss 0. As in the source, w(s, t) = g(s) + g(t) with one g, linear in sinusoidal
+    features and 0 at the start: exact on the diagonal, the best fit of that form off it.
 
     References:
         Boffi, Albergo and Vanden-Eijnden, "How to build a consistency model", 2025,
@@ -348,49 +368,49 @@ class LearnedLogVariance(nn.Module):
     def forward(self, error: Tensor, span: Span) -> Tensor:
         value = self.inner(error, span)
         w = self.log_variance(span.s, span.t).to(value)
-        return torch.exp(-w) * value + w
+        return torch.where(value > 0.0, torch.exp(-w) * value + w, value)
 
 
 @dataclass(frozen=True)
-class AngleTangent:
-    """cos(a) |ds/da| = beta N/det, [n]: from the error in u_{s,1} to the tangent g = cos(a) dX_{s,1}/da of
-    simplified consistency models, a = atan(alpha/beta) the angle of the noise.
+class AngleTangents:
+    """(1/tan a) | n(g) + F - sg F |^2, the loss of simplified consistency models, of errors e in u_{s,1}.
 
-    N^2 = alpha^2 + beta^2 and det = alpha dbeta - dalpha beta, so that da/ds = -det/N^2 for a state of length
-    one. On the trigonometric interpolant it is (2/pi) cos(a).
+    With a = atan(alpha/beta) the angle of the noise, g = cos(a) dX_{s,1}/da is cos(a) |ds/da| e, and
+
+        n(g) = g/(|g|/sqrt(D) + c),   F - sg F = ((1 - s)/sin a)(u - sg u)
+
+    for F the direction in which the paper's network turns a state, X_{s,1} = cos(a) x - sin(a) F on a circle.
+    So the value is that of n(g) alone, and its gradient the one in F. With N^2 = alpha^2 + beta^2 and
+    det = alpha dbeta - dalpha beta, da/ds = -det/N^2 for a state of length one. On the trigonometric
+    interpolant cos(a) |ds/da| is (2/pi) cos(a).
+
+    Attributes:
+        interpolant: of the states.
+        c: bounds the size of the normalised tangent.
+        prior: whether the loss has the factor 1/tan(a); the rows at s = 0 then say nothing.
+        per_dimension: whether the norm in n is over sqrt(D).
+
+    References:
+        Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models",
+        2024, arXiv 2410.11081, sec. 4 and algorithm 1.
     """
 
     interpolant: Interpolant
+    c: float = 0.1
+    prior: bool = True
+    per_dimension: bool = True
 
-    def __call__(self, span: Span) -> Tensor:
-        c = self.interpolant(span.s)
-        return c.beta * torch.hypot(c.alpha, c.beta) / (c.alpha * c.dbeta - c.dalpha * c.beta)
-
-
-@dataclass(frozen=True)
-class AngleBalance:
-    """(1 - s) det/alpha^2, [n]: the prior weight 1/tan(a) over du/dF times the tangent's own factor.
-
-    On the trigonometric interpolant it is a/sin(a)^2.
-    """
-
-    interpolant: Interpolant
-
-    def __call__(self, span: Span) -> Tensor:
-        c = self.interpolant(span.s)
-        det = c.alpha * c.dbeta - c.dalpha * c.beta
-        return (1.0 - span.s) * det / c.alpha.clamp(min=1e-4).square()
+    def __call__(self, error: Tensor, span: Span) -> Tensor:
+        error, at = upcast(error), self.interpolant(span.s)
+        length, fixed = torch.hypot(at.alpha, at.beta), sg(error)
+        g = like(at.beta * length / (at.alpha * at.dbeta - at.dalpha * at.beta), error) * fixed
+        size = torch.sqrt(per_row_norm2(g) / (_size(error) if self.per_dimension else 1))
+        turned = like((1.0 - span.s) * length / at.alpha.clamp(min=1e-4), error) * (error - fixed)
+        value = per_row_norm2(g / like(size + self.c, error) + turned)
+        return at.beta / at.alpha.clamp(min=1e-4) * value if self.prior else value
 
 
 def simplified(interpolant: Interpolant, device: torch.device) -> LearnedLogVariance:
     """The weight of simplified consistency models on any interpolant, of errors in u_{s,1}:
-
-    exp(-w) balance |n(tangent e)|^2 + w,   n(g) = g/(|g|/sqrt(D) + 0.1), stopped, w learned.
-
-    References:
-        Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models",
-        2024, arXiv 2410.11081.
-    """
-    inner = TangentNormalised(0.1)
-    scaled = Scaled(inner, scale=AngleTangent(interpolant), factor=AngleBalance(interpolant))
-    return LearnedLogVariance(scaled).to(device)
+    exp(-w) l + w, with l that of :class:`AngleTangents` and w learned."""
+    return LearnedLogVariance(AngleTangents(interpolant)).to(device)

@@ -33,7 +33,7 @@ from saltus.tensors import like
 from saltus.times import Constant, FromStart, Uniform
 from saltus.training import Precision, fit
 from saltus.typing import Batch, Condition, Draws, Gradient, Objective
-from saltus.weights import AngleBalance, AngleTangent, Span, Squared, TangentNormalised
+from saltus.weights import AngleTangents, Span, Squared, TangentNormalised
 
 METHODS = discover()
 DATA_FREE = [name for name, method in METHODS.items() if Need.DATA not in method.card.needs]
@@ -254,41 +254,33 @@ def test_signals_need_a_step() -> None:
 # TBCM is sCM.
 
 
-def tangent(span: Span) -> Tensor:
-    """sCM's, in the angle a = (pi/2)(1 - s)."""
-    return 2.0 / torch.pi * torch.cos(torch.pi / 2.0 * (1.0 - span.s))
-
-
-def balance(span: Span) -> Tensor:
-    """a/sin(a)^2."""
-    a = torch.pi / 2.0 * (1.0 - span.s)
-    return a / torch.sin(a).square()
-
-
 def test_tbcm_weighs_like_scm_on_any_interpolant() -> None:
-    """On TrigFlow's interpolant the factors are sCM's; on the linear one, the same loss in its units: the
-    tangent is the same vector and the gradient in the jump the same number."""
+    """On TrigFlow's interpolant and on the linear one the loss of one jump is the same number, and so is its
+    gradient in where the jump ends."""
     a = torch.linspace(0.1, 1.5, 9, dtype=torch.float64)  # the angle of the noise
     s, turned = torch.cos(a) / (torch.cos(a) + torch.sin(a)), 1.0 - a * 2.0 / torch.pi
-    here, there = Span(s, torch.ones_like(s)), Span(turned, torch.ones_like(s))
-    trig, linear = Trigonometric(), Linear()
-    assert torch.allclose(AngleTangent(trig)(there), tangent(there), atol=1e-12)
-    assert torch.allclose(AngleBalance(trig)(there), balance(there), rtol=1e-9)
-    e = torch.linspace(-1.0, 2.0, 9, dtype=torch.float64)  # dX/da; the errors are -dX/ds
-    per = (torch.cos(a) + torch.sin(a)).square()  # -da/ds
-    g_linear, g_trig = AngleTangent(linear)(here) * e * per, tangent(there) * e * (torch.pi / 2.0)
-    assert torch.allclose(g_linear, torch.cos(a) * e, atol=1e-12)
-    assert torch.allclose(g_trig, torch.cos(a) * e, atol=1e-12)
-    # d loss / dX = factor scale n(g) / (1 - s)
-    in_jump = [
-        f(span) * k(span) / (1.0 - span.s)
-        for f, k, span in ((AngleBalance(linear), AngleTangent(linear), here), (balance, tangent, there))
-    ]
-    assert torch.allclose(in_jump[0], in_jump[1], rtol=1e-9)
+    e = torch.stack([torch.linspace(-1.0, 2.0, 9).double(), torch.ones(9).double()], dim=1)  # dX/da
+    losses, slopes = [], []
+    for interpolant, start, per in (
+        (Linear(), s, (torch.cos(a) + torch.sin(a)).square()),  # -da/ds
+        (Trigonometric(), turned, torch.full_like(a, torch.pi / 2.0)),
+    ):
+        end = torch.zeros_like(e).requires_grad_()
+        error = like(per, e) * e + (end - end.detach()) / like(1.0 - start, e)
+        loss = AngleTangents(interpolant)(error, Span(start, torch.ones_like(s)))
+        losses.append(loss.detach())
+        slopes.append(torch.autograd.grad(loss.sum(), end)[0])
+    g = like(torch.cos(a), e) * e
+    n = g / (g.square().mean(1, keepdim=True).sqrt() + 0.1)
+    assert torch.allclose(losses[0], n.square().sum(1) / torch.tan(a), rtol=1e-9)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-9)
+    assert torch.allclose(slopes[1], 2.0 * n / like(torch.tan(a) * torch.sin(a), n), rtol=1e-9)
+    assert torch.allclose(slopes[0], slopes[1], rtol=1e-9)
 
 
 def test_tbcm_by_default_has_the_weight_of_scm() -> None:
-    """exp(-w) (1/(1 - s)) |n(s N e)|^2 + w for the linear interpolant, with w = 0 at the start."""
+    """exp(-w) (s/(1 - s)) |n(s N e)|^2 + w for the linear interpolant, with w = 0 at the start; a row at s
+    = 0 has no weight, and no log-variance either."""
     student = AverageVelocity(MLP((2,), width=8, depth=1)).double()
     system = gaussian()
     own, plain = (
@@ -308,8 +300,12 @@ def test_tbcm_by_default_has_the_weight_of_scm() -> None:
 
     replace(plain, weight=Kept())(batch, draws)  # type: ignore[type-var]
     n = torch.sqrt(s.square() + (1.0 - s).square())
-    value = TangentNormalised(0.1)(like(s * n, errors[0]) * errors[0], Span(s, t)) / (1.0 - s)
-    assert torch.allclose(own(batch, draws)["eulerian"].value, value, atol=1e-9)
+    value = TangentNormalised(0.1)(like(s * n, errors[0]) * errors[0], Span(s, t)) * s / (1.0 - s)
+    own.weight.linear.weight.data += 0.1  # type: ignore[attr-defined]
+    w = own.weight.log_variance(s, t).detach()  # type: ignore[attr-defined]
+    found = own(batch, draws)["eulerian"].value
+    assert torch.allclose(found, torch.where(s > 0.0, torch.exp(-w) * value + w, 0.0), atol=1e-9)
+    assert int((s == 0.0).sum()) == 2 and float(w[s == 0.0].abs().min()) > 0.1
 
 
 # No data, no teacher's gradient.

@@ -40,7 +40,7 @@ from saltus.methods.scm import scm
 from saltus.methods.shortcut import shortcut
 from saltus.objectives import Composition, Eulerian
 from saltus.tensors import like
-from saltus.times import Constant, Dyadic, Fraction, Midpoint
+from saltus.times import Constant, Dyadic, Fraction, LogitNormal, Midpoint
 from saltus.typing import Condition, FlowMap, Gradient, Objective, Output
 from saltus.weights import AdaptivePower, LearnedLogVariance, Squared
 
@@ -137,6 +137,9 @@ def test_mean_flow_on_its_diagonal_is_flow_matching() -> None:
     seen = parts(mean_flow(student, weight=Squared()))["diagonal"]
     x, v, s, _ = drawn(seen)
     assert len(seen.rows) == ROWS * 3 // 4
+    earliest = seen.objective.times(torch.linspace(0.01, 0.99, 9))  # type: ignore[attr-defined]
+    both = torch.linspace(0.01, 0.99, 9)
+    assert torch.allclose(earliest, LogitNormal(0.4, 1.0)(1.0 - torch.sqrt(1.0 - both)))
     assert_same(seen, sq(student.velocity(x, s) - v), student, "diagonal")
 
 
@@ -342,8 +345,13 @@ def test_scm_has_the_gradient_of_the_official_loss() -> None:
     f, df = derivative(f_of, (x, a), (cos * sin * dx, torch.cos(a) * torch.sin(a)))
     g = -(cos**2) * (f - dx) - (cos * sin * x + df)
     g = (g / (like(torch.sqrt(sq(g) / 2), g) + 0.1)).detach()
-    wanted = sq(f - f.detach() - g) / torch.tan(a)
-    value = seen.objective(seen.batch, seen.draws)["eulerian"].value  # at its start the log-variance is 0
+    learned = seen.objective.weight  # type: ignore[attr-defined]
+    learned.linear.weight.data = 0.3 * torch.cos(torch.arange(64.0)).unsqueeze(0)
+    w = learned.log_variance(s, torch.ones_like(s)).detach().double()
+    assert float(w.std()) > 0.5, "at its start the log-variance is 0"
+    wanted = torch.exp(-w) * sq(f - f.detach() - g) / torch.tan(a) + w
+    value = seen.objective(seen.batch, seen.draws)["eulerian"].value
+    assert torch.allclose(value, wanted, rtol=1e-9)
     assert_same_gradient(value.mean(), wanted.mean(), student)
 
 

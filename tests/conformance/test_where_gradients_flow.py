@@ -116,6 +116,17 @@ def test_sum_adds_weighted_parts_on_their_own_rows() -> None:
     assert float((gradient(student, loss(terms)) - gradient(student, wanted)).abs().max()) <= 1e-12
 
 
+def test_a_share_of_nothing_is_left_out_and_an_impossible_one_is_refused() -> None:
+    student, _ = students(gaussian())
+    first, second = Diagonal(student), Composition(student)
+    total = Sum((Part("a", first, 0.3 + 0.6 + 0.1), Part("b", second, 1.0 - (0.3 + 0.6 + 0.1), 2.0)))
+    assert [part.name for part in total.parts] == ["a"]
+    with pytest.raises(ValueError, match=r"share of rows in \[0, 1\] for part 'b', got -0.2"):
+        Sum((Part("b", second, -0.2), Part("a", first, 1.2)))
+    with pytest.raises(ValueError, match="add to 1"):
+        Sum((Part("a", first, 0.5), Part("b", second, 0.3)))
+
+
 def test_two_parts_with_terms_of_one_name_keep_both() -> None:
     system = gaussian()
     student, _ = students(system)

@@ -25,6 +25,7 @@ from saltus.weights import (
     InFeatures,
     InStates,
     PseudoHuber,
+    Scaled,
     Span,
     Squared,
     Weight,
@@ -77,6 +78,15 @@ def test_directed_adds_the_angle_at_every_place() -> None:
     flat = Directed()((U - Y).flatten(1), JUMP._replace(u=U.flatten(1)))
     angle = torch.nn.functional.cosine_similarity(U.flatten(1), Y.flatten(1))
     assert torch.allclose(flat, (U - Y).flatten(1).square().sum(1) + 12.0 * (1.0 - angle), rtol=1e-12)
+
+
+def test_directed_has_a_finite_slope_where_a_network_begins() -> None:
+    """At u = 0 that of 1 - 100 u y/|y|^2; the cosine itself has none there."""
+    live = torch.zeros_like(U).requires_grad_()
+    value = Directed(Scaled(Squared(), factor=lambda span: 0.0 * span.s))(live - Y, JUMP._replace(u=0.0 * U))
+    (found,) = torch.autograd.grad(value.sum(), live)
+    wanted = -12.0 * 100.0 * Y / Y.square().sum(1, keepdim=True) / 4.0
+    assert torch.allclose(found, wanted, rtol=1e-9) and torch.allclose(value, torch.tensor(12.0).double())
 
 
 def test_adaptive_power_divides_what_the_inner_weight_gives() -> None:

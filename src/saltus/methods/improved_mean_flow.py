@@ -22,7 +22,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal, Eulerian, Part, Sum
 from saltus.slots import Data, Head
-from saltus.times import Law, LogitNormal, Triangle, Uniform
+from saltus.times import Earliest, Law, LogitNormal, Triangle, Uniform
 from saltus.typing import FlowMap, Objective
 from saltus.weights import AdaptivePower, Squared, Weight
 
@@ -59,7 +59,7 @@ def improved_mean_flow(
         student: the flow map that learns; its network has a second head of the given name.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired.
-        diagonal: the share of rows with s = t.
+        diagonal: the share of rows with s = t, the earlier of two draws.
         times: the law of each time; the two draws are ordered.
         near: how the derivative is taken; value and head share its pass.
         head: the name of the head that predicts the velocity.
@@ -67,7 +67,14 @@ def improved_mean_flow(
         dropout: label dropout.
     """
     at_once = Diagonal(
-        student, None, interpolant, coupling, times=times, weight=weight, guidance=dropout, head=head
+        student,
+        None,
+        interpolant,
+        coupling,
+        times=Earliest(times),
+        weight=weight,
+        guidance=dropout,
+        head=head,
     )
     jump = Eulerian(
         student,

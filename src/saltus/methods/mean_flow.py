@@ -3,8 +3,8 @@
     L = E w( u_{s,t}(I_s) - sg( dI_s + (t - s)(d_s u + grad u dI_s) ) ),   w(e) = |e|^2 / sg(|e|^2 + c)^p
 
 The derivative is linear in its tangent, so the data velocity dI_s may stand for b_s: the target is
-unbiased, though noisy. A share of the rows has s = t, where this is flow matching. The two times are
-ordered draws of a logit-normal law.
+unbiased, though noisy. The two times are ordered draws of a logit-normal law. A share of the rows
+keeps the earlier one alone, s = t, where this is flow matching.
 
 Use it as the plain one-network recipe at scale. In low dimension take the squared error: with p = 1
 every row is divided by its own noisy error, which moves the fixed point.
@@ -23,7 +23,7 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal, Eulerian, Part, Sum
 from saltus.slots import Data, Slot
-from saltus.times import Law, LogitNormal, Triangle, Uniform
+from saltus.times import Earliest, Law, LogitNormal, Triangle, Uniform
 from saltus.typing import FlowMap, Objective
 from saltus.weights import AdaptivePower, Squared, Weight
 
@@ -60,7 +60,7 @@ def mean_flow(
         student: the flow map that learns.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired.
-        diagonal: the share of rows with s = t.
+        diagonal: the share of rows with s = t, the earlier of two draws.
         times: the law of each time; the two draws are ordered.
         near: how the derivative is taken; it carries no gradient.
         velocity: the tangent and the target; ``slots.Mixed(w, k)`` mixes guidance into it.
@@ -68,7 +68,14 @@ def mean_flow(
         dropout: label dropout.
     """
     at_once = Diagonal(
-        student, None, interpolant, coupling, times=times, velocity=velocity, weight=weight, guidance=dropout
+        student,
+        None,
+        interpolant,
+        coupling,
+        times=Earliest(times),
+        velocity=velocity,
+        weight=weight,
+        guidance=dropout,
     )
     jump = Eulerian(
         student,

@@ -1,26 +1,27 @@
 """rCM: a continuous consistency model whose samples are also moved to the teacher's law.
 
-    L = lambda_C E | n( cos(a) e ) |^2  +  gradient E[ c Delta . dX ],
+    L = lambda_C E | F - sg( F + n( cos(a) |ds/da| e ) ) |^2  +  gradient 2 E[ c Delta . dX ],
 
-    e = u_{s,1}(I_s) - sg( b_s + r (1 - s)(d_s u + grad u b_s)(I_s) ),   n(e) = e/(|e|/sqrt(D) + 0.1),
+    e = u_{s,1}(I_s) - sg( b_s + r (1 - s)(d_s u + grad u b_s)(I_s) ),   n(g) = g/(|g| + 0.1),
     Delta = v(I_t) - b(I_t),   X = the last of up to four steps of the student's, re-noised in between,
 
-b the teacher, v a critic that learns the velocity of the samples X, c DMD's normaliser, a the noise angle.
-The first loss is simplified consistency distillation (``scd``) without its learned log-variance; it covers
-all modes and blurs what is fine. The second seeks modes and sharpens. Only the last step of X is live.
+b the teacher, v a critic that learns the velocity of the samples X, c DMD's normaliser, a the noise angle
+and F the direction of the student's turn (:class:`saltus.weights.AngleTangents`). The first loss is
+simplified consistency distillation (``scd``) without its learned log-variance and prior weight; it covers all
+modes and blurs what is fine. The second seeks modes and sharpens. Only the last step of X is live.
 
 Use it for large guided teachers in one to four steps. Sample by re-noising; never compose jumps.
 
 References:
     Zheng et al., "Large scale diffusion distillation via score-regularized continuous-time consistency",
     2025, arXiv 2510.08431, and the authors' code (c = 0.1 in n, lambda_C = 100, log tan(a) ~ N(-0.8, 1.6^2)
-    for e and N(0, 1.6^2) for Delta, four critic moves a step, up to four random stops).
+    for e and N(0, 1.6^2) for Delta, four critic moves a step, up to four random stops, each no earlier than
+    the one before).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -32,11 +33,11 @@ from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal, Distribution, Eulerian, OnSamples, Part, PerResidual, Sum
-from saltus.samples import RandomStops, Renoising, Stops
+from saltus.samples import RandomStops, Renoising, RisingStops, Stops
 from saltus.slots import Teacher
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Schedule, Velocity
-from saltus.weights import AngleTangent, Scaled, Span, Squared, TangentNormalised, Weight
+from saltus.weights import AngleTangents, Squared, Weight
 
 CARD = Card(
     title="Score-regularised continuous consistency (rCM)",
@@ -60,24 +61,11 @@ CARD = Card(
     },
     second_hand=(
         "the warm-up's length and its form before it ends",
-        "the scale of the second loss beside the first: squared errors, summed over dimensions",
+        "rows leave a roll-out at stops of their own, where the authors' leave together",
+        "the second loss and the critic learn from the beginning, where the authors' wait for the warm-up",
+        "levels of noise without the shift by 5 of the authors' video models",
     ),
 )
-
-
-@dataclass(frozen=True)
-class Even:
-    """(1 - s) det/(alpha beta), [n]: makes the gradient in a rotation's direction F the same at all angles.
-
-    On the trigonometric interpolant it is a/(sin a cos a).
-    """
-
-    interpolant: Interpolant
-
-    def __call__(self, span: Span) -> Tensor:
-        c = self.interpolant(span.s)
-        det = c.alpha * c.dbeta - c.dalpha * c.beta
-        return (1.0 - span.s) * det / (c.alpha.clamp(min=1e-4) * c.beta.clamp(min=1e-4))
 
 
 def rcm(
@@ -91,7 +79,7 @@ def rcm(
     mean: float = -0.8,
     std: float = 1.6,
     mean_level: float = 0.0,
-    stops: Stops = RandomStops(4),
+    stops: Stops | None = None,
     consistency: float = 100.0,
     critic_moves: int = 4,
     near: Derivative = TwoPass(),
@@ -111,7 +99,8 @@ def rcm(
         mean: of the logarithm of the noise-to-signal ratio in the first loss.
         std: of the same, in both.
         mean_level: of the same in the second loss and for the critic.
-        stops: the times of the steps that make samples; each row leaves at one of them.
+        stops: the times of the steps that make samples; each row leaves at one of them. None is the authors',
+            0 and the latest so far of each of three draws of the second loss's law.
         consistency: lambda_C.
         critic_moves: of the critic in a step, each after the first on noise of its own.
         near: how the derivative is taken; it carries no gradient. FiniteDifference(1e-4) is the authors'
@@ -124,7 +113,7 @@ def rcm(
         raise ValueError(f"rcm: expected at least one move of the critic, got {critic_moves}")
     b = guided(teacher, guidance)
     velocity, levels = Teacher(b), Lognormal(mean_level, std, time)
-    paper = Scaled(TangentNormalised(0.1), scale=AngleTangent(interpolant), factor=Even(interpolant))
+    paper = AngleTangents(interpolant, 0.1, prior=False, per_dimension=False)
     along = Eulerian(
         student,
         interpolant=interpolant,
@@ -137,7 +126,7 @@ def rcm(
         weight=weight or paper,
         guidance=guidance,
     )
-    maker = Renoising(stops)
+    maker = Renoising(stops or RisingStops(4, levels))
     law = Distribution(
         student,
         b,
@@ -149,7 +138,7 @@ def rcm(
         maker,
         PerResidual(interpolant),
     )
-    both = Sum((Part("consistency", along, weight=consistency), Part("distribution", law, weight=0.5)))
+    both = Sum((Part("consistency", along, weight=consistency), Part("distribution", law)))
     match = Diagonal(critic, interpolant=interpolant, times=levels)
     follow = OnSamples(student, match, interpolant, guidance, maker)
     moves = (student_move(student, both), Move("critic", critic, follow, when=lambda step: critic_moves))

@@ -15,8 +15,9 @@ jumps.
 
 References:
     Chen et al., "SANA-Sprint: one-step diffusion with continuous-time consistency distillation", 2025,
-    arXiv 2503.09641 (half of the adversarial rows at the prior, hinge loss, lambda = 0.5, strengths 4, 4.5
-    and 5 as an input: guidance=GuidanceInput(5.0) draws 1 to 5). Their network gets a denser embedding of
+    arXiv 2503.09641, and their code: sigma ~ log-normal(0.2, 1.6^2), for D (-0.6, 1), tan(a) = sigma/0.5;
+    half of the adversarial rows at the prior, hinge loss, lambda = 0.5, strengths 4, 4.5 and 5 as an input
+    (guidance=GuidanceInput(5.0) draws 1 to 5). Their network gets a denser embedding of
     time and normalised queries and keys first: a matter of the network.
 """
 
@@ -54,10 +55,19 @@ CARD = Card(
     cost=Cost(live=2.0, stopped=1.0, stopped_jvp=1.0, teacher=1.0),
     threshold=None,
     quick_threshold=0.45,
-    plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None, "mean": -1.0},
+    plain={
+        "weight": Squared(),
+        "interpolant": Linear(),
+        "time": linear_time,
+        "warm_up": None,
+        "mean": -1.0,
+        "std": 1.4,
+        "mean_level": 0.0,
+        "std_level": 1.4,
+    },
     second_hand=(
         "length of the warm-up as a share of the run, and its form before it ends",
-        "lambda and the levels of the discriminator",
+        "lambda; the laws of times, from their code",
         "the discriminator's learning rate and turns, the student's",
     ),
 )
@@ -83,10 +93,11 @@ def sana_sprint(
     interpolant: Interpolant = Trigonometric(),
     time: Callable[[Tensor], Tensor] = trigonometric_time,
     coupling: Coupling = Independent(),
-    mean: float = -1.0 - math.log(0.5),
-    std: float = 1.4,
+    mean: float = 0.2 - math.log(0.5),
+    std: float = 1.6,
     prior: float = 0.5,
-    mean_level: float = 0.0,
+    mean_level: float = -0.6 - math.log(0.5),
+    std_level: float = 1.0,
     adversarial: float = 0.5,
     loss: AdversarialLoss = Hinge(),
     r1: float = 0.0,
@@ -107,9 +118,10 @@ def sana_sprint(
         coupling: how noise and data are paired; it says where to look, not what to learn.
         mean: of the logarithm of the noise-to-signal ratio in the first loss, and of jumps in the second
             that begin at data.
-        std: of the same, and of the levels.
+        std: of the same.
         prior: the share of the jumps in the second loss that begin at the prior.
         mean_level: of the logarithm of the noise-to-signal ratio at which D looks.
+        std_level: of the same.
         adversarial: lambda.
         loss: of student and discriminator.
         r1: weight of the discriminator's gradient penalty.
@@ -133,7 +145,7 @@ def sana_sprint(
         weight=simplified(interpolant, next(student.parameters()).device) if weight is None else weight,
         guidance=guidance,
     )
-    levels = Lognormal(mean_level, std, time)
+    levels = Lognormal(mean_level, std_level, time)
     adversary = Adversary(discriminator, loss, levels, interpolant, weight=adversarial, r1=r1)
     fooling = Adversarial(student, adversary, interpolant, OneJump(times=FromStartOr(law, prior)), guidance)
     both = Sum((Part("consistency", consistency), Part("adversarial", fooling)))

@@ -1,9 +1,9 @@
 """Simplified continuous-time consistency distillation (sCM/sCD): sCM with a teacher's velocity.
 
-    L = E exp(-w) (a/sin(a)^2) | n((2/pi) cos(a) e) |^2 + w,
+    L = E exp(-w) (1/tan a) | F - sg( F + n((2/pi) cos(a) e) ) |^2 + w,
     e = u_{s,1}(I_s) - sg( b_s + r (1-s)(d_s u + grad u b_s)(I_s) ),   b the teacher
 
-with the noise angle a, the normalisation n, the warm-up r and the learned log-variance w of
+with the noise angle a, the network's F, the normalisation n, the warm-up r and the learned log-variance w of
 :mod:`saltus.methods.scm`, which has the data's velocity in place of b.
 
 Use it for one- and two-step models of a teacher. Sample one step, or several by re-noising; never

@@ -1,15 +1,13 @@
 """Simplified continuous-time consistency models (sCM), trained from data (sCT).
 
 In TrigFlow's terms, with a the noise angle, f = cos(a) x - sin(a) F the jump to the data and
-g = cos(a) df/da its derivative along the data velocity, F regresses on sg(F - r g/(|g| + c)) with
-weight 1/tan(a), inside a learned log-variance. In ours, with e the Eulerian error of u_{s,1} and
-a = (pi/2)(1 - s): df/da = (2/pi) e, so
+g = cos(a) df/da its derivative along the data velocity,
 
-    L = E exp(-w) (a/sin(a)^2) | n((2/pi) cos(a) e) |^2 + w,   n(e) = e/(|e|/sqrt(D) + c), stopped
+    L = E exp(-w) (1/tan a) | F - sg( F + n(g) ) |^2 + w,   n(g) = g/(|g|/sqrt(D) + c),
 
-where a/sin(a)^2 = (1/tan a)/(cos(a) sin(a)/a) turns the gradient in u into the one in F. The warm-up r
-multiplies the derivative of u; the paper's multiplies that of F, which is the same at r = 1 but starts
-from the denoiser where ours starts from an Euler step.
+inside a learned log-variance w. In ours df/da = (2/pi) e, e the Eulerian error of u_{s,1} and
+a = (pi/2)(1 - s); :class:`saltus.weights.AngleTangents` makes the loss of it. The warm-up r multiplies
+the derivative of u; the paper's multiplies that of F, which is the same at r = 1 but starts elsewhere.
 
 Use it for one- and two-step models of the best published quality in this family. Sample one step, or
 several by re-noising; never compose jumps.

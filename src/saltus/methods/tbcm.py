@@ -4,11 +4,13 @@ trajectories.
 From each x0 the teacher takes one DDIM step between n jittered nodes 0 = s_0 < s_1 < ... < 1, and every
 state that it visits is a row. The velocity that the step needed is the tangent, so a row costs one call
 of the teacher. With e the Eulerian error of u_{s,1} along it and a = atan(alpha_s/beta_s) the angle of
-the noise, cos(a) times the derivative of the jump in a is (cos(a) |ds/da|) e, and
+the noise, the loss is that of sCM (``scm``), written for any interpolant by
+:class:`saltus.weights.AngleTangents`:
 
-    L = E exp(-w) ((1 - s)/(tan(a) sin(a))) / (cos(a) |ds/da|) | n(cos(a) |ds/da| e) |^2 + w
+    L = E exp(-w) (1/tan a) | n(cos(a) |ds/da| e) + F - sg F |^2 + w.
 
-with n(g) = g/(|g|/sqrt(D) + c), stopped, is the loss of sCM (see ``scm``), written for any interpolant.
+Its weight is 0 at s = 0, so with it the first node is only where the walk begins; with another weight the
+row learns.
 
 Use it where there is a teacher and no data, and one step is wanted. Several steps re-noise; never
 compose jumps. A group of n rows shares its noise and its condition, so the batch must be a multiple of n.
@@ -16,8 +18,8 @@ compose jumps. A group of n rows shares its noise and its condition, so the batc
 References:
     Tang et al., "Image-free timestep distillation via continuous-time consistency with
     trajectory-sampled pairs", 2025, arXiv 2511.20410 (16 nodes, shift 2.5).
-    Lu and Song, 2024, arXiv 2410.11081 (the loss, c = 0.1). Second-hand: the node s = 0, which the paper
-    leaves out; the jitter within half a cell; the warm-up as a tenth of the run.
+    Lu and Song, 2024, arXiv 2410.11081 (the loss, c = 0.1). Second-hand: the jitter within half a cell; the
+    warm-up as a tenth of the run.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ CARD = Card(
     threshold=0.28,
     quick_threshold=1.29,
     plain={"weight": Squared(), "warm_up": None, "shift": 1.0},
-    second_hand=("the node at s = 0", "the jitter", "length of the warm-up as a share of the run"),
+    second_hand=("the jitter", "length of the warm-up as a share of the run"),
 )
 
 

@@ -14,6 +14,9 @@ from saltus.typing import Batch, Draws, Objective, Term
 
 __all__ = ["Part", "Sum"]
 
+NEGLIGIBLE = 1e-9
+"""What is left of a share by rounding."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -42,14 +45,22 @@ class Sum:
     the split does not depend on the number of processes, and any run of rows holds each in proportion.
 
     Attributes:
-        parts: the summands; their shares add to 1.
+        parts: the summands; their shares add to 1, and those with a share of 0 are left out.
     """
 
     parts: tuple[Part, ...]
 
     def __post_init__(self) -> None:
+        for part in self.parts:
+            if part.share is not None and not -NEGLIGIBLE <= part.share <= 1.0 + NEGLIGIBLE:
+                raise ValueError(
+                    f"sum: expected a share of rows in [0, 1] for part {part.name!r}, got {part.share:.4g}; "
+                    "the shares of all parts add to 1"
+                )
+        asked = tuple(p for p in self.parts if p.share is None or p.share > NEGLIGIBLE)
+        object.__setattr__(self, "parts", asked)
         shares = [p.share for p in self.parts if p.share is not None]
-        if shares and abs(sum(shares) - 1.0) > 1e-9:
+        if shares and abs(sum(shares) - 1.0) > NEGLIGIBLE:
             raise ValueError(f"sum: expected shares that add to 1, got {shares}; adjust them or use None")
         names = [p.name for p in self.parts]
         if len(set(names)) != len(names):
