@@ -200,12 +200,22 @@ def carried(
     return x
 
 
+def _check_labels_alone(cond: Condition | None) -> None:
+    given = [name for name, v in vars(cond or Condition()).items() if name != "label" and v is not None]
+    if given:
+        raise ValueError(
+            f"pairs: expected a condition of labels alone, which are all that is kept of it, got "
+            f"{', '.join(given)}; without shape every row's pair is made anew"
+        )
+
+
 class PairStore(nn.Module):
     """A store of the last N pairs (x0, x1) that a teacher's flow made, which is part of a run's state.
 
     :meth:`fill`, the ``prepare`` of a game, makes the pairs of a batch; called after the move that learned
     from them, the store keeps them. So a step that was left out, or is played again, keeps nothing twice,
     and a run that goes on has the pairs it had made. Each of several processes keeps those of its own rows.
+    Of a condition it keeps the labels, and refuses one that has more.
 
     Args:
         teacher: the velocity that carries x0 to x1.
@@ -245,7 +255,12 @@ class PairStore(nn.Module):
         self.register_buffer("made", torch.zeros((), dtype=torch.int64, device=device))
 
     def fill(self, batch: Batch) -> Batch:
-        """The batch with the ends of its noise as its data."""
+        """The batch with the ends of its noise as its data.
+
+        Raises:
+            ValueError: for a condition that is more than labels.
+        """
+        _check_labels_alone(batch.cond)
         teacher, interpolant, tableau, steps = self._make
         x1 = carried(teacher, batch.x0, interpolant, tableau, steps, batch.cond)
         batch = Batch(batch.x0, x1, batch.cond, batch.progress, batch.mean)
@@ -256,12 +271,13 @@ class PairStore(nn.Module):
     def forward(self) -> None:
         """Keep what was made since; the oldest pairs give way."""
         for batch in self._waiting:
-            rows = (self.made + torch.arange(len(batch.x0), device=self.made.device)) % len(self.noise)
             assert batch.x1 is not None
-            self.noise[rows], self.ends[rows] = batch.x0.to(self.noise), batch.x1.to(self.ends)
+            count, n = len(batch.x0), len(self.noise)
+            rows = (self.made + torch.arange(count, device=self.made.device))[-n:] % n  # each once
+            self.noise[rows], self.ends[rows] = batch.x0[-n:].to(self.noise), batch.x1[-n:].to(self.ends)
             if batch.cond is not None and batch.cond.label is not None:
-                self.labels[rows] = batch.cond.label
-            self.made += len(batch.x0)
+                self.labels[rows] = batch.cond.label[-n:]
+            self.made += count
         self._waiting.clear()
 
     def kept(self, name: str) -> Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from systems import ON_DIAGONAL, Perturbed, gaussian, pairs
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saltus.exact import reference_mixture
 from saltus.games import Artifact, Stage, Stages, as_game
-from saltus.interpolants import Linear, path
+from saltus.interpolants import Linear, Trigonometric, path
 from saltus.legs import RK4
 from saltus.lessons import FlowPairs, lessons_on_pairs
 from saltus.maps import AverageVelocity, NetworkMap
@@ -26,7 +28,7 @@ from saltus.streams import Streams
 from saltus.tensors import like
 from saltus.training import AdamW, Checkpoints, Fit, fit, initialised
 from saltus.training.state import restore, state_of
-from saltus.trajectories import carried
+from saltus.trajectories import PairStore, carried
 from saltus.typing import Batch, Condition, Objective
 from saltus.weights import LearnedLogVariance, Span
 
@@ -185,7 +187,7 @@ def begun(name: str = "slimflow", **options: object) -> tuple[NetworkMap, Fit, S
 
 def test_pairs_are_kept_as_they_were_made_and_drawn_from() -> None:
     """Three batches of 16 into a store of 40: the last 40 stay, each beside its own end and label."""
-    student, run, built = begun("reflow", distil=0.25)
+    student, run, built = begun("instaflow", distil=0.25)
     assert [stage.name for stage in built.stages] == ["reflow, pairs made", "reflow", "distil"]
     made = [step for step in run if step.stage == "reflow, pairs made"]
     assert len(made) == 3
@@ -211,6 +213,56 @@ def test_pairs_are_kept_as_they_were_made_and_drawn_from() -> None:
     assert seen.cond is not None and torch.equal(seen.cond.label, labels[rows])  # type: ignore[arg-type]
     few = built.stages[1].build({name: value[:5] for name, value in run.artifacts.items()})  # type: ignore[index]
     assert isinstance(few, OnStored) and len(few.noise) == 5
+
+
+def test_more_than_labels_is_no_condition_of_pairs_that_are_kept() -> None:
+    """It would be lost, and what later stages learn would not depend on it."""
+    store, x0 = PairStore(LAW, 40, (2,), Linear(), steps=1), torch.zeros(4, 2)
+    for name, value in {
+        "tokens": torch.zeros(4, 3, 5),
+        "pooled": torch.zeros(4, 5),
+        "w": torch.ones(4),
+        "null": torch.ones(4, dtype=torch.bool),
+    }.items():
+        cond = replace(Condition(label=torch.arange(4)), **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"labels alone, .* got {name}; without shape"):
+            store.fill(Batch(x0, cond=cond))
+    for known in (None, Condition(), Condition(label=torch.arange(4))):
+        store.fill(Batch(x0, cond=known))
+
+
+class EachOnce(TorchFunctionMode):
+    """No place is written twice by one assignment, which has no order on a GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func is Tensor.__setitem__:
+            assert len(set(args[1].tolist())) == len(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_a_batch_larger_than_the_store_the_last_pairs_stay() -> None:
+    store = PairStore(LAW, 5, (2,), Linear(), steps=1)
+    batches = [store.fill(source(Streams(3, k, torch.arange(ROWS)))) for k in range(2)]
+    with EachOnce():
+        store()
+    for name, wanted in (
+        ("noise", batches[1].x0),
+        ("ends", batches[1].data()),
+        ("labels", batches[1].cond.label),  # type: ignore[union-attr]
+    ):
+        assert wanted is not None
+        found = store.kept(name)
+        for k in range(27, 32):
+            assert torch.equal(found[k % 5], wanted[k - 16])
+
+
+def test_reflow_ends_on_the_velocity_that_its_card_integrates_and_instaflow_on_the_jump() -> None:
+    """Whatever their options: u_{t,t} for one, X_{0,1} for the other."""
+    with pytest.raises(TypeError, match="distil"):
+        begun("reflow", distil=0.5)
+    for name, last in (("reflow", Diagonal), ("instaflow", Endpoint)):
+        loss = lessons(name, Perturbed(STRAIGHT, ZERO))[-1]  # type: ignore[arg-type]
+        assert isinstance(loss, OnFlow) and isinstance(loss.objective, last)
 
 
 def test_while_they_are_made_they_are_learned_from_as_if_made_anew() -> None:
@@ -270,11 +322,13 @@ def test_lessons_say_what_does_not_fit() -> None:
     student = AverageVelocity(MLP((2,), width=8, depth=1))
     build = discover()
     for name, options, what in (
-        ("reflow", {"distil": 1.0}, r"in \[0, 1\), got 1.0"),
+        ("instaflow", {"distil": 1.0}, "above 0 and below 1, got 1.0"),
+        ("instaflow", {"distil": 0.0}, "above 0 and below 1, got 0.0; reflow does without"),
         ("slimflow", {"distil": 0.0}, "above 0 and below 1, got 0.0"),
         ("slimflow", {"renewal": torch.ones_like}, "ends at 0, got 1"),
         ("reflow", {"shape": (2,), "making": 0.0}, "above 0 and below 1, got 0.0"),
         ("reflow", {"shape": (2,), "pairs": 0}, "at least 1, got 0"),
+        ("rectified_flow_pp", {"features": torch.tanh, "interpolant": Trigonometric()}, "linear interpolant"),
     ):
         with pytest.raises(ValueError, match=what):
             build[name].build(student, teacher=LAW, **options)  # type: ignore[arg-type]

@@ -111,6 +111,11 @@ def rectified_flow_pp(
         pairs: so many are kept.
         making: the part of the steps in which pairs are made.
     """
+    if features is not None and not isinstance(interpolant, Linear):
+        raise ValueError(
+            f"rectified_flow_pp: expected the linear interpolant with features, whose velocity leads to the "
+            f"data in one step, got {interpolant}; leave out the features"
+        )
     made = FlowPairs(
         guided(teacher, guidance), interpolant, tableau, solver_steps, shape, pairs, making, guidance
     )

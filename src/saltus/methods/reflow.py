@@ -78,9 +78,8 @@ def reflow(
     shape: tuple[int, ...] | None = None,
     pairs: int = 65_536,
     making: float = 0.25,
-    distil: float = 0.0,
 ) -> Stages:
-    """Reflow, and then perhaps distillation.
+    """Reflow.
 
     Args:
         student: the flow map whose velocity u_{t,t} learns; its weights may start as the teacher's.
@@ -94,22 +93,11 @@ def reflow(
         shape: of one sample, where pairs are to be kept.
         pairs: so many are kept.
         making: the part of the reflow in which pairs are made.
-        distil: the part of the steps that distils the pairs into one jump; 0 leaves it out.
     """
-    if not 0.0 <= distil < 1.0:
-        raise ValueError(f"reflow: expected a part of the steps to distil in, in [0, 1), got {distil}")
-    made = FlowPairs(
-        guided(teacher, guidance), interpolant, tableau, solver_steps, shape, pairs, making, guidance
-    )
-
-    def straighten(artifacts: Mapping[str, Artifact]) -> Objective:
-        return Diagonal(student, interpolant=interpolant, times=times, weight=weight)
-
-    def jump(artifacts: Mapping[str, Artifact]) -> Objective:
-        return Endpoint(student, interpolant=interpolant, weight=weight)
-
-    lessons = [Stage("reflow", straighten, 1.0 - distil)]
-    return lessons_on_pairs(student, made, *lessons, *([Stage("distil", jump, distil)] if distil else []))
+    asked = guided(teacher, guidance)
+    made = FlowPairs(asked, interpolant, tableau, solver_steps, shape, pairs, making, guidance)
+    diagonal = Diagonal(student, interpolant=interpolant, times=times, weight=weight)
+    return lessons_on_pairs(student, made, _lesson("reflow", diagonal, 1.0))
 
 
 def instaflow(
@@ -127,21 +115,40 @@ def instaflow(
     making: float = 0.25,
     distil: float = 0.5,
 ) -> Stages:
-    """InstaFlow: :func:`reflow` with half of its steps, the last, to distil; its arguments are those."""
-    return reflow(
-        student,
-        teacher=teacher,
-        interpolant=interpolant,
-        tableau=tableau,
-        solver_steps=solver_steps,
-        times=times,
-        weight=weight,
-        guidance=guidance,
-        shape=shape,
-        pairs=pairs,
-        making=making,
-        distil=distil,
-    )
+    """InstaFlow: reflow, then distillation of the pairs into one jump.
+
+    Args:
+        student: the flow map that learns, in the end its X_{0,1}; its weights may start as the teacher's.
+        teacher: the velocity on the interpolant's path.
+        interpolant: the path between prior and data.
+        tableau: the method of the teacher's steps.
+        solver_steps: their number, of equal length.
+        times: the law of t in the reflow.
+        weight: error -> loss.
+        guidance: learn the guided teacher, its strength an input of the network; pairs are then not kept.
+        shape: of one sample, where pairs are to be kept.
+        pairs: so many are kept.
+        making: the part of the reflow in which pairs are made.
+        distil: the part of the steps for the distillation.
+    """
+    if not 0.0 < distil < 1.0:
+        raise ValueError(
+            f"instaflow: expected a part of the steps to distil in, above 0 and below 1, got {distil}; "
+            "reflow does without"
+        )
+    asked = guided(teacher, guidance)
+    made = FlowPairs(asked, interpolant, tableau, solver_steps, shape, pairs, making, guidance)
+    diagonal = Diagonal(student, interpolant=interpolant, times=times, weight=weight)
+    jump = Endpoint(student, interpolant=interpolant, weight=weight)
+    both = _lesson("reflow", diagonal, 1.0 - distil), _lesson("distil", jump, distil)
+    return lessons_on_pairs(student, made, *both)
+
+
+def _lesson(name: str, objective: Objective, share: float) -> Stage:
+    def build(artifacts: Mapping[str, Artifact]) -> Objective:
+        return objective
+
+    return Stage(name, build, share)
 
 
 VARIANTS = (Method("instaflow", instaflow, INSTAFLOW),)
