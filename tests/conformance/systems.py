@@ -1,9 +1,9 @@
 """What the conformance tests share: exact systems, the exact map plus a perturbation, gradients row by row.
 
 A student is u = u* + sum_i c_i phi_i with u* the exact average velocity and phi_i smooth functions of
-(x, s, t). It is linear in c, so with c of shape [B, K] and each row knowing its own index (kept in the
-label of its condition, which follows the rows through every split), one backward pass gives the gradient
-of every row's loss in c.
+(x, s, t). It is linear in c, so with c of shape [B, K] and each row knowing its own index (pooled in its
+condition, which follows the rows through every split), one backward pass gives the gradient of every row's
+loss in c.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Perturbed(nn.Module):
 
     Args:
         exact: the exact map.
-        c: [K], or [B, K] with row indices as the labels of the condition.
+        c: [K], or [B, K] with row indices as what the condition has pooled.
         of_head: k, likewise.
         basis: phi.
     """
@@ -158,8 +158,8 @@ class Perturbed(nn.Module):
         phi = self.basis(x, s, t)
         if c.ndim == 1:
             return torch.einsum("k,kbd->bd", c, phi)
-        assert cond is not None and cond.label is not None
-        return torch.einsum("bk,kbd->bd", c[cond.label], phi)
+        assert cond is not None and cond.pooled is not None
+        return torch.einsum("bk,kbd->bd", c[cond.pooled.squeeze(1)], phi)
 
     def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
         """u and the head."""
@@ -204,11 +204,12 @@ def streams(rows: int, seed: int = 0) -> Streams:
 
 
 def pairs(system: System, rows: int, seed: int = 0, progress: float = 0.0) -> tuple[Batch, Streams]:
-    """Independent pairs (x0, x1), each row labelled by its index."""
+    """Independent pairs (x0, x1) of one label; each row knows its index."""
     rng = streams(rows, seed)
     x0, x1 = rng.normal("x0", system.dim), system.sample(rng)
     place = torch.tensor(progress, dtype=torch.float64)
-    return Batch(x0, x1, Condition(label=torch.arange(rows)), place), rng
+    index = torch.arange(rows)
+    return Batch(x0, x1, Condition(label=torch.zeros_like(index), pooled=index.unsqueeze(1)), place), rng
 
 
 def points(system: System, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ the algorithms by loops, and what the losses are at and away from the exact map.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from saltus.radial import RBF, Kernel, Laplace, Quadratic
 from saltus.slots import Teacher
 from saltus.tensors import like
 from saltus.times import Constant, Gaps, Triangle, Uniform
-from saltus.typing import Batch
+from saltus.typing import Batch, Condition
 from saltus.weights import InStates, Scaled, Span, Squared
 
 C = torch.tensor([0.3, -0.2, 0.3, 0.2, -0.3, 0.3, 0.2, -0.3], dtype=torch.float64)
@@ -329,3 +330,58 @@ def test_at_the_law_of_the_data_the_field_has_mean_zero_whatever_the_pairing() -
         assert bool((ratio.abs() < 5.0).all()) is still, ratio
         assert still or bool((ratio < -5.0).all())
     assert "drift" in drift(batch, draws)
+
+
+LABELS = torch.tensor([1, 0, 1, 2, 0, 1, 2, 1, 3, 0, 2, 1])
+"""Of two groups of six, in which some are alone with theirs."""
+
+
+def texts(rows: Tensor) -> Condition:
+    """As many texts as labels."""
+    return Condition(tokens=torch.stack([rows.double().cos(), rows.double().sin()], dim=1).unsqueeze(2))
+
+
+@pytest.mark.parametrize("given", [lambda rows: Condition(label=rows), texts], ids=["labels", "texts"])
+@pytest.mark.parametrize("options", [{}, PLAIN], ids=["own form", "plain"])
+def test_rows_drift_by_those_of_their_label(
+    given: Callable[[Tensor], Condition], options: dict[str, object]
+) -> None:
+    """As in groups of one label each; a row alone with its label stays. Rows without their labels are one
+    more label."""
+    student = Perturbed(gaussian().exact, C)
+    drift = Drift(student, group=6, **options)  # type: ignore[arg-type]
+    batch, rng = pairs(gaussian(), 12)
+    dropped = torch.tensor([0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1]).bool()
+    for null in (None, dropped):
+        law = LABELS if null is None else LABELS.masked_fill(null, 9)
+        cond = replace(given(LABELS), null=null)
+        value = drift(replace(batch, cond=cond), drift.draw(batch, rng))["drift"].value
+        zero = torch.zeros(12, dtype=torch.float64)
+        x, y = student(batch.x0, zero, zero + 1.0).detach(), batch.data()
+        for rows in torch.arange(12).split(6):
+            for label in set(law[rows].tolist()):
+                own = rows[law[rows] == label]
+                alone = drift._field(x[own][None], y[own][None])[0] if len(own) > 1 else 0.0 * x[own]
+                assert torch.allclose(value[own], alone.square().sum(1), rtol=1e-9)
+        assert int((value > 0.0).sum()) == (9 if null is None else 6)
+    same = drift(replace(batch, cond=given(0 * LABELS)), drift.draw(batch, rng))["drift"].value
+    assert torch.equal(same, drift(replace(batch, cond=None), drift.draw(batch, rng))["drift"].value)
+
+
+def test_nothing_is_lost_of_a_field_under_autocast() -> None:
+    """Where both crowds have nearly one law the field is a small difference of large means."""
+    batch, rng = pairs(gaussian(), 32)
+
+    class Near(Perturbed):
+        """The data themselves, all but."""
+
+        def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: object = None) -> Tensor:
+            return batch.data() + 1e-3 * x
+
+    drift = Drift(Near(gaussian().exact, C), group=32, **PLAIN)  # type: ignore[arg-type]
+    batch = replace(batch, x0=batch.x0.float(), x1=batch.data().float(), cond=None)
+    draws = drift.draw(batch, rng)
+    wanted = drift(batch, draws)["drift"].value
+    with torch.autocast("cpu", torch.bfloat16):
+        found = drift(batch, draws)["drift"].value
+    assert torch.allclose(found, wanted, rtol=1e-3)

@@ -7,7 +7,9 @@ several widths; it vanishes where both have one law. No time is ever noised, no 
 asked: one jump from the prior is all that is learned, and which noise becomes which sample is left open.
 
 Use it for a generator of one step from data alone. In high dimension distances must be those of features
-that mean something (``features``), and rows of a group must share their label. Sample in one step.
+that mean something (``features``). Rows drift by those of their own label, so a group needs several of each:
+with many labels take larger groups, or batches in which the rows of a label are neighbours. Rows whose label
+is dropped drift by each other and by their data, which are to be of all labels. Sample in one step.
 
 References:
     Deng, Li, Li, Du and He, "Generative modeling via drifting", 2026, arXiv 2602.04770, algorithms 1 and 2
@@ -47,7 +49,10 @@ CARD = Card(
         "levelled": False,
         "group": 16,
     },
-    second_hand=("temperatures and normalisations, from notes and reproductions of the paper",),
+    second_hand=(
+        "temperatures and normalisations, from notes and reproductions of the paper",
+        "a group of several labels, its dropped ones another label, instead of a group for each",
+    ),
 )
 
 
@@ -71,7 +76,7 @@ def drifting(
         normalisation: of their values: JOINT is the paper's algorithm, SEPARATE its equation.
         relative: whether the kernels' widths are in mean distances of a group.
         levelled: whether each field is divided by its root mean square.
-        group: samples, and data, that are held together.
+        group: samples, and data, that are held together; those of one label act on each other.
         features: where distances and the field are taken; None is the samples' own space.
         weight: error -> loss.
         dropout: label dropout.

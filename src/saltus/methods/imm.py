@@ -80,7 +80,7 @@ def per_velocity(span: Span) -> Tensor:
 
 @dataclass(frozen=True)
 class Evidence:
-    """w(s) = sigmoid(b - l) s^(a - 1)/((1 - s)(s^2 + (1 - s)^2)), [n], with the log-SNR l = 2 log(s/(1 - s))."""
+    """w(s) = sigmoid(b - l) s^(a - 1)/((1 - s)(s^2 + (1 - s)^2)), [n], with l = 2 log(s/(1 - s))."""
 
     a: float = 2.0
     b: float = 4.0

@@ -8,6 +8,10 @@ y the group's data. The field is antisymmetric in the two crowds: it vanishes wh
 is all that it asks for; no noise is paired with any data. Of data and of samples the row's own one is left
 out, so that both crowds have N - 1 members.
 
+Rows act on each other where they have one label, so a group of several labels is as many smaller groups, each
+with the law of its own label. Rows whose label is dropped are one more: their data are of all labels, if the
+group's are. A row that is alone with its label drifts nowhere.
+
 With a kernel k of the distance the field is, by its normalisation:
 
 SEPARATE: a and r are k(X_i, .) over their own sums, so V = m_p(X_i) - m_q(X_i) with the kernel-weighted means
@@ -36,7 +40,7 @@ from saltus.radial import Laplace
 from saltus.samples import FromPrior, Maker, draw_samples, make_samples
 from saltus.streams import Streams
 from saltus.tensors import sg, upcast
-from saltus.typing import Batch, Draws, FlowMap, Term
+from saltus.typing import Batch, Condition, Draws, FlowMap, Term
 from saltus.weights import Span, Squared, Weight
 
 __all__ = ["Drift", "LogKernel", "Normalisation", "drift_field"]
@@ -62,8 +66,9 @@ def drift_field(
     kernel: LogKernel,
     normalisation: Normalisation = Normalisation.JOINT,
     own: bool = False,
+    alike: Tensor | None = None,
 ) -> Tensor:
-    """V at x, [G, N, D].
+    """V at x, [G, N, D]; 0 where nothing attracts or repels.
 
     Args:
         x: where, [G, N, D].
@@ -72,6 +77,7 @@ def drift_field(
         kernel: k.
         normalisation: how its values become weights.
         own: whether row i's own data and sample, those of the same number, are left out.
+        alike: which data, and samples, act on a row, bool [G, N, N], N = P = Q; None is all.
 
     >>> x, data = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     >>> drift_field(x, data, -data, Laplace(), Normalisation.SEPARATE)  # from -1 to 1
@@ -81,14 +87,39 @@ def drift_field(
     if own:
         same = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         logs = [log.masked_fill(same, -torch.inf) for log in logs]
+    if alike is not None:
+        logs = [log.masked_fill(~alike, -torch.inf) for log in logs]
     if normalisation is Normalisation.SEPARATE:
-        attract, repel = (log.softmax(dim=-1) for log in logs)
+        attract, repel = (_shares(log, -1) for log in logs)
     else:
         joint = torch.cat(logs, dim=-1)
-        weights = torch.sqrt(joint.softmax(dim=-1) * joint.softmax(dim=-2))
+        weights = torch.sqrt(_shares(joint, -1) * _shares(joint, -2))
         near, away = weights[..., : data.shape[1]], weights[..., data.shape[1] :]
         attract, repel = near * away.sum(-1, keepdim=True), away * near.sum(-1, keepdim=True)
     return attract @ data - repel @ samples
+
+
+def _shares(logs: Tensor, dim: int) -> Tensor:
+    """The softmax, 0 where all is left out."""
+    return logs.softmax(dim).masked_fill(logs == -torch.inf, 0.0)
+
+
+def _alike(cond: Condition | None, group: int) -> Tensor | None:
+    """Which rows of a group have one label, or else one text, bool [G, N, N]; None where there is neither.
+    Those that were dropped are alike."""
+    if cond is None or cond.given is None:
+        return None
+    if cond.label is not None:
+        label = cond.label.reshape(-1, group)
+        same = label.unsqueeze(2) == label.unsqueeze(1)
+    else:
+        text = upcast(cond.given).reshape(-1, group, cond.given[0].numel())
+        same = torch.cdist(text, text, p=torch.inf) == 0.0
+    if cond.null is None:
+        return same
+    free = cond.null.reshape(-1, group)
+    one, other = free.unsqueeze(2), free.unsqueeze(1)
+    return torch.where(one | other, one & other, same)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -103,14 +134,14 @@ class Drift:
     Attributes:
         student: the flow map that learns.
         interpolant: the path between prior and data.
-        kernels: k, one field for each; their arguments are distances over the mean distance of all samples
-            and data of a group if ``relative``.
+        kernels: k, one field for each; their arguments are distances over the mean distance of the samples
+            and data of a label in a group if ``relative``.
         normalisation: of the kernels' values.
         relative: see ``kernels``.
-        levelled: whether each kernel's field is divided by its root mean square in the group, and their sum
-            multiplied by the mean distance over sqrt(D): fields of all widths count alike, and the noise of
-            a field never falls below its size. If not, fields are added as they are.
-        group: N, rows of a group: neighbours by their number in the run. They should have one condition.
+        levelled: whether each kernel's field is divided by its root mean square over a label's rows in the
+            group, and their sum multiplied by the mean distance over sqrt(D): fields of all widths count
+            alike, and the noise of a field never falls below its size. If not, fields are added as they are.
+        group: N, rows of a group: neighbours by their number in the run, several of each label.
         features: phi, [n, ...] -> [n, ...]: where distances and the field are taken; None is the samples'
             own space. Its parameters, if any, take no gradient here.
         maker: how the samples are made.
@@ -145,25 +176,33 @@ class Drift:
         """The term ``drift``."""
         s, t = draws["s"], draws["t"]
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
-        made, _ = make_samples(self.maker, self.student, self.interpolant, self.guidance, batch, draws)
+        made, cond = make_samples(self.maker, self.student, self.interpolant, self.guidance, batch, draws)
         phi = self.features or _same
         live = upcast(phi(made.x)).flatten(1)
         with torch.no_grad():
             real = upcast(phi(batch.data())).flatten(1)
             x, y = (z.reshape(-1, self.group, z.shape[1]) for z in (live, real))
-            error = -self._field(x, y).flatten(0, 1)
+            with torch.autocast(x.device.type, enabled=False):  # near the data's law the crowds cancel
+                error = -self._field(x, y, _alike(cond, self.group)).flatten(0, 1)
         return {"drift": Term(self.weight(error + (live - sg(live)), Span(s, t)))}
 
-    def _field(self, x: Tensor, y: Tensor) -> Tensor:
-        """V of samples x and data y, [G, N, D] each."""
-        both = torch.cat([x, y], dim=1)
-        size = _distances(x, both).mean((1, 2)).clamp(min=torch.finfo(x.dtype).tiny)[:, None, None]
-        unit = size if self.relative else torch.ones_like(size)
+    def _field(self, x: Tensor, y: Tensor, alike: Tensor | None = None) -> Tensor:
+        """V of samples x and data y, [G, N, D] each, where rows act on those like them, bool [G, N, N]."""
+        crowd = x.new_ones(x.shape[0], x.shape[1], x.shape[1]) if alike is None else alike.to(x.dtype)
+        count = crowd.sum(-1)
+
+        def mean(values: Tensor) -> Tensor:
+            """Over the rows like each: [G, N] -> [G, N, 1]."""
+            return ((crowd * values.unsqueeze(1)).sum(-1) / count).unsqueeze(2)
+
+        far = (torch.cat([crowd, crowd], dim=2) * _distances(x, torch.cat([x, y], dim=1))).sum(-1)
+        size = mean(far / (2.0 * count))
+        unit = size.where(size > 0.0, 1.0) if self.relative else torch.ones_like(size)
         found = torch.zeros_like(x)
         for kernel in self.kernels:
-            v = unit * drift_field(x / unit, y / unit, x / unit, kernel, self.normalisation, own=True)
+            v = unit * drift_field(x / unit, y / unit, x / unit, kernel, self.normalisation, True, alike)
             if self.levelled:
-                rms = v.square().mean((1, 2), keepdim=True).sqrt()
+                rms = mean(v.square().mean(2)).sqrt()
                 v = v * size / (x.shape[-1] ** 0.5 * rms.clamp(min=torch.finfo(x.dtype).tiny))
             found = found + v
         return found
