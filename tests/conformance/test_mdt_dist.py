@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from systems import Perturbed, gaussian, mixture, pairs, unfold
-from torch import Tensor
+from torch import Tensor, nn
 
 from saltus.interpolants import Linear, path
 from saltus.legs import EULER
+from saltus.maps import AverageVelocity
 from saltus.methods import load
+from saltus.nn import MLP
 from saltus.slots import Implied
 from saltus.tensors import like
-from saltus.times import Constant, Uniform
+from saltus.times import Constant, Fraction, Ramp, Uniform
+from saltus.training.seed import initialised
 from saltus.typing import Objective
 from saltus.weights import InStates, Squared
 
@@ -93,3 +96,20 @@ def test_what_does_not_go_together_is_refused() -> None:
         with pytest.raises(ValueError, match="velocity matching alone"):
             built(Perturbed(SYSTEM.exact, C), **options)
     built(Perturbed(SYSTEM.exact, C), step=None, distil=0.0)
+    changes = Fraction(Ramp())
+    with pytest.raises(ValueError, match="stays the same in a run"):
+        built(Perturbed(SYSTEM.exact, C), step=changes)
+    built(Perturbed(SYSTEM.exact, C), step=changes, distil=0.0)
+
+
+def test_an_implied_velocity_is_not_taken_in_half_precision() -> None:
+    """A difference over d = 0.01 of what autocast rounds would be off by as much as the velocity."""
+    net = initialised(0, lambda: MLP((2,), width=16, depth=2))
+    for k, p in enumerate(net.parameters()):
+        nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(k))
+    own = Implied(AverageVelocity(net), lambda x, t, cond=None: -x, Constant(D))
+    x, t = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.full((16,), 0.3)
+    with torch.no_grad():
+        wanted = own.velocity(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(own.velocity(x, t), wanted)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from systems import Perturbed, gaussian, pairs, streams
-from torch import Tensor
+from torch import Tensor, nn
 
 from saltus.legs import RK4, Along
+from saltus.maps import AverageVelocity
+from saltus.nn import MLP
 from saltus.objectives import Drift, Eulerian, Moments, Normalisation
 from saltus.objectives.drift import drift_field
 from saltus.objectives.moments import discrepancy
@@ -176,6 +178,20 @@ def test_at_the_exact_map_along_the_flow_it_is_at_rest_and_elsewhere_it_points_h
     value = moved(batch, moved.draw(batch, rng))["moments"].value.reshape(16, -1)
     pulls = torch.stack([torch.autograd.grad(v.mean(), away.c, retain_graph=True)[0] @ C for v in value])
     assert float(pulls.mean()) > 5.0 * float(pulls.std()) / 4.0
+
+
+def test_neighbouring_jumps_are_compared_in_full_precision() -> None:
+    """Under autocast the discrepancy of ends that are a small step apart would be that of their roundings."""
+    net = MLP((2,), width=16, depth=2)
+    for k, p in enumerate(net.parameters()):
+        nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(k))
+    moments = Moments(AverageVelocity(net), step=Constant(1e-3))
+    batch, rng = pairs(gaussian(), 16)
+    batch = Batch(batch.x0.float(), batch.data().float())
+    draws = moments.draw(batch, replace(rng, dtype=torch.float32))
+    wanted = moments(batch, draws)["moments"].value
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(moments(batch, draws)["moments"].value, wanted)
 
 
 # Drifting

@@ -11,8 +11,10 @@ Velocity distillation (VD): X = X_{0,1}(x0) is re-noised to I_t, where the map i
 
 X moves against VM's own residual, as if v were the velocity of the student's law. There is no critic to
 know that law, so this is a direction and no gradient of a divergence; on the reference mixture it makes the
-map worse (one-step RMSE 0.20 for 0.18, seed 0), and ``distil=0`` leaves it out. With
-``weight=InStates(Squared())`` VM is consistency distillation; with ``step=None`` it takes the derivative.
+map worse (one-step RMSE 0.20 for 0.18, seed 0), and ``distil=0`` leaves it out, as in the plain form, whose
+cost the card has: one call with gradient, one without and one of the teacher. A row of VD has two without
+and two of the teacher, asked the same twice. With ``weight=InStates(Squared())`` VM is consistency
+distillation; with ``step=None`` it takes the derivative.
 
 Use VM where there is a teacher and data and derivatives are not to be had. The law of s hardly draws the
 end near s = 1, from where the map is learned backwards: it is for students that start as their teacher. With
@@ -78,7 +80,8 @@ def mdt_dist(
         interpolant: the path between prior and data.
         coupling: how noise and data are paired; it says where to look, not what to learn.
         times: the law of s in VM and of the level t in VD.
-        step: d; None takes the derivative along the teacher, and then ``distil`` must be 0.
+        step: d, for VD the same in the whole run; None takes the derivative along the teacher, and then
+            ``distil`` must be 0.
         near: how the derivative is taken, if there is no step; it carries no gradient.
         distil: the share of the rows for VD; 0 leaves it out.
         weight: error -> loss.
