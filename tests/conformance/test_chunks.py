@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from saltus.interpolants import Linear
 from saltus.maps import AverageVelocity
-from saltus.methods.diagonal import diagonal
+from saltus.methods.diagonal import CARD, clips, diagonal
 from saltus.nn import MLP
 from saltus.objectives import OnSamples
+from saltus.samplers import renoise
 from saltus.samples import Chunks, as_tokens, renoised
 from saltus.tensors import like
 from saltus.times import shifted
@@ -134,3 +135,40 @@ def test_diagonal_distillation_has_a_gradient_of_motion() -> None:
     grads = torch.autograd.grad(0.5 * (term.value - value).mean(), list(student.parameters()))
     assert max(float(z.norm()) for z in grads) > 1e-3  # the motion's own part is not inert
     assert game.moves[1].when(0) == 5 and isinstance(game.moves[1].objective, OnSamples)
+
+
+def test_clips_are_made_with_all_the_steps_of_training() -> None:
+    """Chunk by chunk, or as a whole on the training's clock; one step of it is the card's sampler."""
+    student, batch = AverageVelocity(Sees()), clip()
+    maker, rng = Chunks((3, 2), frames=2, shift=2.0), streams(ROWS)
+    noise = maker.draw(batch, rng)["noise"]
+    assert isinstance(noise, Tensor)
+    last = torch.full((ROWS,), 1.0 - 1e-6, dtype=torch.float64)
+    wanted = by_hand(student, maker, batch, last, noise)
+    made = clips(student, batch.x0, rng, batch.cond, steps=(3, 2), frames=2, shift=2.0)
+    assert torch.allclose(made, wanted, atol=1e-12) and not made.requires_grad
+    grid = shifted(torch.arange(6, dtype=torch.float64) / 5, 5.0)
+    x, one = batch.x0, torch.ones(ROWS, dtype=torch.float64)
+    fresh = rng.normal("noise", 4, FRAMES, SIZE)
+    for k in range(4):
+        end = student(x, one * grid[k], one, batch.cond)
+        x = renoised(Linear(), end, one, one * grid[k + 1], fresh[:, k])
+    whole = student(x, one * grid[4], one, batch.cond)
+    assert torch.allclose(clips(student, batch.x0, rng, batch.cond), whole, atol=1e-12)
+    (only,) = CARD.steps
+    at_once = renoise(student, batch.x0, only, Linear(), rng, cond=batch.cond)
+    assert torch.equal(clips(student, batch.x0, rng, batch.cond, steps=(only,)), at_once)
+
+
+def test_data_that_are_no_clips_have_no_frames() -> None:
+    """Unless frames are asked for a sample is made as a whole, of any shape, and has no motion."""
+    student, critic = (AverageVelocity(MLP((2,), width=8, depth=1)) for _ in range(2))
+    loss = diagonal(student, teacher=teacher, critic=critic).moves[0].objective
+    rng = streams(ROWS)
+    batch = Batch(rng.normal("x0", 2).float())
+    (seen,) = unfold(loss, batch, loss.draw(batch, replace(rng, dtype=torch.float32)))
+    drawn = seen.draws["maker"]
+    assert isinstance(drawn, dict) and isinstance(drawn["stops"], Tensor)
+    even = torch.arange(5) / 5
+    assert torch.allclose(drawn["stops"], (even / (even + 5.0 * (1.0 - even))).expand(ROWS, 5))
+    assert isinstance(vars(seen.objective)["weight"], Squared)

@@ -85,7 +85,7 @@ class Card:
         steps: the step counts at which samples are meaningful.
         two_times: whether it learns X_{s,t} for all s <= t (else only t = 1).
         bias: None if the exact map is a stationary point, else what moves it, in words.
-        cost: its network calls.
+        cost: its network calls in the plain form, those of a move as often as it moves in a step.
         threshold: map RMSE at the fewest of its steps on the reference mixture at the reference budget,
             squared error, mean of three seeds; None where it is printed, not bounded. With ``law_alone``
             the sliced Wasserstein distance instead, here and below.
