@@ -71,10 +71,15 @@ class Softplus:
 
 @dataclass(frozen=True)
 class Hinge:
-    """-D for the student; max(0, 1 - D(real)) + max(0, 1 + D(made)), at its optimum 2 - 2 TV(p, q)."""
+    """-D for the student; max(0, 1 - D(real)) + max(0, 1 + D(made)), at its optimum 2 - 2 TV(p, q).
+
+    If ``bounded`` the student's is max(0, 1 - D): what passes for real with a margin is left alone.
+    """
+
+    bounded: bool = False
 
     def fool(self, made: Tensor) -> Tensor:
-        return -made
+        return F.relu(1.0 - made) if self.bounded else -made
 
     def tell(self, real: Tensor, made: Tensor) -> Tensor:
         return F.relu(1.0 - real) + F.relu(1.0 + made)

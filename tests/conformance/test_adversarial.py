@@ -21,7 +21,7 @@ from saltus.objectives import Adversarial, Discrimination, Eulerian, Real
 from saltus.recipes.options import Output, Training
 from saltus.recipes.trials import MIXTURE
 from saltus.samples import Chain, FixedStops, FromPrior, Made, OneJump, RandomStops, Renoising, renoised
-from saltus.slots import Own
+from saltus.slots import Own, Teacher
 from saltus.states import State
 from saltus.tensors import like
 from saltus.times import Constant, Uniform
@@ -185,6 +185,7 @@ def test_each_side_moves_itself_alone() -> None:
     adversary = Adversary(d, levels=Uniform(), r1=1.0)
     of = Adversarial(student, adversary)
     batch, rng = pairs(system, 12)
+    batch = replace(batch, cond=Condition(label=torch.arange(12)))
     loss(of(batch, of.draw(batch, rng))).backward()  # type: ignore[no-untyped-call]
     assert student.c.grad is not None and bool((student.c.grad[:4].abs() > 1e-4).all())
     student.zero_grad()
@@ -366,6 +367,8 @@ def test_a_trajectory_losss_jumps_fool_an_adversary_in_the_same_call(step: Const
     telling = Discrimination(plain, adversary, Real.WANTED)
     value = telling(batch, telling.draw(batch, rng))["discriminator"].value
     logits = judge(end, t, None, (x, s)), judge(made.x, t, None, (x, s))
+    unasked = replace(plain, leg=Slide(Teacher(lambda *given: pytest.fail("no data is compared with it"))))
+    Discrimination(unasked, adversary, Real.DATA)(batch, telling.draw(batch, rng))
     assert torch.allclose(value, Hinge().tell(*logits).mean(1), atol=1e-12)
 
 

@@ -46,11 +46,13 @@ class Real(Enum):
 
 class Ends(Protocol):
     """A loss that makes samples: what they are, without gradient, what it compares them with if it does, and
-    their condition. ``draw`` is the loss's own."""
+    their condition. ``draw`` is the loss's own; what they are compared with is None unless ``compared``."""
 
     def draw(self, batch: Batch, rng: Streams) -> Draws: ...
 
-    def ends(self, batch: Batch, draws: Draws) -> tuple[Made, Tensor | None, Condition | None]: ...
+    def ends(
+        self, batch: Batch, draws: Draws, compared: bool = True
+    ) -> tuple[Made, Tensor | None, Condition | None]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,9 @@ class Adversarial:
         assert isinstance(drawn, dict)
         return {"adversarial": self.adversary.fool(made, cond, drawn)}
 
-    def ends(self, batch: Batch, draws: Draws) -> tuple[Made, Tensor | None, Condition | None]:
+    def ends(
+        self, batch: Batch, draws: Draws, compared: bool = True
+    ) -> tuple[Made, Tensor | None, Condition | None]:
         """The samples without gradient; nothing that they are compared with."""
         with torch.no_grad():
             made, cond = make_samples(
@@ -117,7 +121,7 @@ class Discrimination:
         """The terms ``discriminator`` and, if asked for, ``r1``."""
         of, drawn = draws["of"], draws["adversary"]
         assert isinstance(of, dict) and isinstance(drawn, dict)
-        made, wanted, cond = self.of.ends(batch, of)
+        made, wanted, cond = self.of.ends(batch, of, compared=self.real is Real.WANTED)
         real = batch.data() if self.real is Real.DATA else wanted
         if real is None:
             raise ValueError(

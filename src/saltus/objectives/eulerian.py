@@ -143,14 +143,17 @@ class Eulerian:
         return {**found, **self._fooled(state, s, t, terms["eulerian"][1], cond, draws)}
 
     @torch.no_grad()
-    def ends(self, batch: Batch, draws: Draws) -> tuple[Made, Tensor | None, Condition | None]:
-        """The jumps X_{s,t}(x_s) without gradient, where the step's legs lead instead if there is a step, and
-        the rows' condition: what a discriminator learns on."""
+    def ends(
+        self, batch: Batch, draws: Draws, compared: bool = True
+    ) -> tuple[Made, Tensor | None, Condition | None]:
+        """The jumps X_{s,t}(x_s) without gradient; where the step's legs lead instead, if there is a step and
+        it is asked for, which costs the calls of a target; and the rows' condition. A discriminator learns on
+        them."""
         s, t = draws["s"], draws["t"]
         assert isinstance(s, Tensor) and isinstance(t, Tensor)
         state, cond = locate(self.states, self.interpolant, self.guidance, batch, draws, s)
         u, wanted = self.student.average(state.x, s, t, cond), None
-        if self.step is not None:
+        if compared and self.step is not None:
             m = s + resolved(self.step(s, t, batch.progress))[0]
             x_m, u_m = self._onward(self.target or self.student, state, s, m, t, cond)
             wanted = x_m + like(t - m, x_m) * u_m
