@@ -23,12 +23,11 @@ from saltus.methods.motion_consistency import motion_consistency
 from saltus.methods.rcm import rcm
 from saltus.methods.sana_sprint import sana_sprint
 from saltus.methods.scd import scd
-from saltus.objectives import Discrimination, Distribution, OnSamples
+from saltus.objectives import Distribution, OnSamples
 from saltus.predictions import Converted
 from saltus.samples import CellStops, Chain, renoised
 from saltus.tensors import like
 from saltus.typing import Batch, Draws, Output
-from saltus.weights import EntryHuber, Span
 
 SYSTEM = gaussian()
 ROWS = 40
@@ -49,7 +48,7 @@ def played(game: Game, move: int = 0, rows: int = ROWS) -> tuple[Batch, Draws]:
 
 
 def huber(e: Tensor) -> Tensor:
-    return (torch.sqrt(e.square() + 1e-6) - 0.001).sum(1)
+    return (torch.sqrt(e.square() + 1e-6) - 0.001).mean(1)
 
 
 def test_motion_consistency_compares_what_changes_from_frame_to_frame() -> None:
@@ -91,15 +90,46 @@ def test_motion_leaves_free_what_frames_share_and_the_discriminator_pins_it() ->
         objective = game.moves[0].objective
         batch, rng = pairs(SYSTEM, ROWS)
         terms = objective(batch, objective.draw(batch, rng))
-        trajectory = loss({k: v for k, v in terms.items() if k != "adversarial"})
+        judged = {k: v for k, v in terms.items() if "adversarial" in k}
+        trajectory = loss({k: v for k, v in terms.items() if k not in judged})
         (grad,) = torch.autograd.grad(trajectory, shift.c, retain_graph=True)
         assert abs(float(grad)) < 1e-12 and float(trajectory.detach()) > 1e-6
-        assert ("adversarial" in terms) == (discriminator is not None)
+        assert bool(judged) == (discriminator is not None)
         if discriminator is not None:
-            (grad,) = torch.autograd.grad(loss({"adversarial": terms["adversarial"]}), shift.c)
+            (grad,) = torch.autograd.grad(loss(judged), shift.c)
             assert float(grad) < -1e-2
-            assert isinstance(game.moves[1].objective, Discrimination)
             assert game.moves[1].module is judge
+
+
+def test_the_discriminator_of_motion_consistency_sees_the_jumps_that_are_compared() -> None:
+    """D learns on X_{s,1}(x_s) of both halves, told apart from data; the student's term is on the same jumps,
+    of the one call that its distance is of."""
+    student, judge = student_of(), Undecided().double()
+    judge.gain.data += 0.5
+    game = motion_consistency(student, teacher=SYSTEM.velocity, discriminator=judge, decay=0.0)  # type: ignore[arg-type]
+    for k, move in enumerate(game.moves):
+        batch, draws = played(game, k)
+        halves = unfold(move.objective, batch, draws)
+        assert [(h.name, len(h.rows), h.weight) for h in halves] == [("data", 20, 0.5), ("own", 20, 0.5)]
+        for seen in halves:
+            x0, x1, drawn = seen.batch.x0, seen.batch.data(), seen.draws
+            if k:
+                assert isinstance(drawn["of"], dict)
+                drawn = drawn["of"]
+            if seen.name == "own":
+                noise, of = drawn["noise"], drawn["of"]
+                assert isinstance(noise, Tensor) and isinstance(of, dict)
+                x1, x0, drawn = student(x0, 0.0 * ONE[:20], ONE[:20]).detach(), noise, of
+            s = drawn["s"]
+            assert isinstance(s, Tensor)
+            made = student(path(Linear(), x0, x1, s)[0], s, ONE[:20])
+            found = seen.objective(seen.batch, seen.draws)
+            if k == 0:
+                assert torch.allclose(found["adversarial"].value, -judge(made, s).mean(1), rtol=1e-9)
+                continue
+            real = judge(seen.batch.data(), s)
+            wanted = (torch.relu(1.0 - real) + torch.relu(1.0 + judge(made, s))).mean(1)
+            assert torch.allclose(found["discriminator"].value, wanted, rtol=1e-9)
 
 
 def test_motion_consistency_of_whole_clips_is_a_latent_consistency_model() -> None:
@@ -113,7 +143,7 @@ def test_motion_consistency_of_whole_clips_is_a_latent_consistency_model() -> No
     m = torch.clamp(s + 0.02, max=1.0)
     ends = student(x, s, ONE[:20]), student(ddim(SYSTEM.velocity, x, s, m, Linear()), m, ONE[:20])
     found = seen.objective(seen.batch, seen.draws)["eulerian"].value
-    assert torch.allclose(found, EntryHuber(0.001)(ends[0] - ends[1], Span(s, ONE[:20])), rtol=1e-8)
+    assert torch.allclose(found, huber(ends[0] - ends[1]), rtol=1e-8)
 
 
 @pytest.mark.parametrize("own", [0.0, 1.0])

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from saltus.weights import (
     AdaptivePower,
+    Differences,
     EntryHuber,
+    InFeatures,
     InStates,
     LearnedLogVariance,
+    PerEntry,
     PseudoHuber,
     Scaled,
     Span,
@@ -64,6 +67,16 @@ def test_entry_huber_takes_each_entry_by_itself() -> None:
     assert torch.allclose(EntryHuber(0.3)(ERROR, SPAN), wanted, rtol=1e-12)
     with pytest.raises(ValueError, match="expected c > 0"):
         EntryHuber(0.0)
+
+
+def test_per_entry_is_a_mean_also_of_ends_and_of_features() -> None:
+    """Over the entries that the inner weight is given: of a state in InStates, of features in InFeatures."""
+    assert torch.allclose(PerEntry(Squared())(ERROR, SPAN), ERROR.square().flatten(1).mean(1))
+    whole, mean = (InStates(w)(ERROR, SPAN) for w in (EntryHuber(0.1), PerEntry(EntryHuber(0.1))))
+    assert torch.allclose(mean * ERROR[0].numel(), whole)
+    seen = SPAN._replace(x=torch.zeros_like(ERROR), u=ERROR)
+    whole, mean = (InFeatures(w, Differences())(ERROR, seen) for w in (Squared(), PerEntry(Squared())))
+    assert torch.allclose(mean * ERROR[0].diff(dim=0).numel(), whole) and float(whole.min()) > 0.0
 
 
 def test_one_over_the_step_in_noise() -> None:
@@ -164,6 +177,7 @@ EVERY: dict[str, Weight] = {
     "squared": Squared(),
     "huber": PseudoHuber(0.1),
     "entries": EntryHuber(0.1),
+    "a mean": PerEntry(EntryHuber(0.1)),
     "power": AdaptivePower(),
     "tangent": TangentNormalised(),
     "scaled": Scaled(Squared(), scale=lambda span: span.t - span.s),

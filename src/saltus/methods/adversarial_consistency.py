@@ -1,6 +1,6 @@
 """Adversarial consistency distillation: latent consistency models whose jumps pass for their targets.
 
-    L = E sum_i huber( X_{s,1}(I_s) - sg X'_{m,1}(x_m) )_i + lambda E softplus( -D(X_{s,1}(I_s); I_s, s) ),
+    L = E mean_i huber( X_{s,1}(I_s) - sg X'_{m,1}(x_m) )_i + lambda E softplus( -D(X_{s,1}(I_s); I_s, s) ),
 
 x_m one DDIM step of the teacher from I_s, m = s + 1/50, and X' a moving average of the student. The
 discriminator sees where the jump began beside where it ended; what counts as real is not data but the
@@ -8,6 +8,7 @@ target X'_{m,1}(x_m):
 
     L_D = E softplus( -D(X'_{m,1}(x_m); I_s, s) ) + softplus( D(X_{s,1}(I_s); I_s, s) ).
 
+Both terms of the student are means, the one over entries, the other over the logits of D.
 Both laws agree where X carries x_m and I_s to one end, so the adversary does not move the fixed point; it
 judges as a whole what a distance judges entry by entry. The student is called once for both terms.
 
@@ -17,8 +18,10 @@ re-noising; never compose jumps.
 
 References:
     "Accelerating diffusion for SAR-to-optical image translation via adversarial consistency distillation",
-    2024, arXiv 2407.06095 (lambda 1, no guidance, 50 DDIM times). Its discriminator is the encoder of a U-Net
-    on the pair; here it is heads on features of both ends.
+    2024, arXiv 2407.06095, and the authors' code (lambda 1, no guidance, 50 DDIM times, c = 0.001, decay
+    0.95, the discriminator moving once a step at the student's rate). Its discriminator is the encoder of a
+    U-Net on the pair, which is told m for the time of the jump's end; here it is heads on features of both
+    ends, told 1.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from saltus.objectives import Discrimination, Eulerian, Real
 from saltus.slots import Teacher
 from saltus.times import Constant, Law, StepLaw, ToEnd, Uniform
 from saltus.typing import Velocity
-from saltus.weights import EntryHuber, InStates, Squared, Weight
+from saltus.weights import EntryHuber, InStates, PerEntry, Squared, Weight
 
 CARD = Card(
     title="Adversarial consistency distillation (ACD)",
@@ -54,10 +57,7 @@ CARD = Card(
     quick_threshold=1.45,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
-    second_hand=(
-        "c = 0.001 and decay 0.95, those of latent consistency models",
-        "the discriminator's heads, its learning rate and its turns are ours: one a step, the student's rate",
-    ),
+    second_hand=("the discriminator's heads",),
     pairs=True,
 )
 
@@ -75,7 +75,7 @@ def adversarial_consistency(
     adversarial: float = 1.0,
     loss: AdversarialLoss = Softplus(),
     r1: float = 0.0,
-    weight: Weight = InStates(EntryHuber(0.001)),
+    weight: Weight = InStates(PerEntry(EntryHuber(0.001))),
     guidance: GuidanceInput | None = None,
 ) -> Game:
     """Adversarial consistency distillation: the student's move, then the discriminator's.

@@ -1,26 +1,31 @@
 """Phased consistency models: the time axis in phases, each with a consistency model that jumps to its end.
 
-    L = E sum_i huber( X_{s,e}(I_s) - sg X'_{m,e}(x_m) )_i,   e the end of the phase that s lies in,
+    L = E mean_i huber( X_{s,e}(I_s) - sg X_{m,e}(x_m) )_i,   e the end of the phase that s lies in,
 
-with x_m one DDIM step of the teacher from I_s to m = s + 1/50, or to e where that is nearer, and X' a moving
-average of the student. Within a phase all is as in consistency distillation, and with one phase it is that.
-The number of phases is the number of steps of the sampler, which goes from edge to edge without new noise:
-unlike a consistency model's, its samples are a function of the prior, and the jumps that it learns are
-shorter and easier. At any other number of steps it is asked for jumps that it has never seen.
+with x_m one DDIM step of the teacher from I_s to m = s + 1/50, or to e where that is nearer. The target is
+the student itself, or with a ``decay`` its moving average. Within a phase all is as in consistency
+distillation, and with one phase it is that. The number of phases is the number of steps of the sampler, which
+goes from edge to edge without new noise: unlike a consistency model's, its samples are a function of the
+prior, and the jumps that it learns are shorter and easier. At any other number of steps it is asked for jumps
+that it has never seen.
 
 With a ``discriminator`` the jump has to pass, beside its distance, for its own target, both noised to a
 random level before D sees them:
 
-    + lambda E[ -D(X_{s,e}(I_s)) ],   L_D = E[ max(0, 1 - D(X'_{m,e}(x_m))) + max(0, 1 + D(X_{s,e}(I_s))) ].
+    + lambda E[ max(0, 1 - D(X_{s,e}(I_s))) ],
+    L_D = E[ max(0, 1 - D(X_{m,e}(x_m))) + max(0, 1 + D(X_{s,e}(I_s))) ].
 
-Real is what the target makes, not the data, so the two laws agree at the exact map.
+Both terms are means, the one over entries, the other over the logits of D. Real is what the target makes, not
+the data, so the two laws agree at the exact map.
 
 Use it if the number of steps is known beforehand.
 
 References:
-    Wang et al., "Phased consistency models", 2024, arXiv 2405.18407, sec. 3. The phases are equal in the
-    time of the interpolant in use. The paper noises what the discriminator sees to levels of the same phase;
-    here to any level below. By default there is none.
+    Wang et al., "Phased consistency models", 2024, arXiv 2405.18407, sec. 3, and the authors' code
+    (github.com/G-U-N/Phased-Consistency-Model: c = 0.001, lambda 0.1, 50 DDIM times, no moving average). The
+    phases are equal in the time of the interpolant in use. The paper noises what the discriminator sees to
+    levels of the same phase; here to any level below. There student and discriminator take turns; here each
+    moves in every step. By default there is none.
 """
 
 from __future__ import annotations
@@ -43,21 +48,20 @@ from saltus.objectives import Discrimination, Eulerian, Real
 from saltus.slots import Teacher
 from saltus.times import Constant, Law, StepLaw, Uniform
 from saltus.typing import Velocity
-from saltus.weights import EntryHuber, InStates, Squared, Weight
+from saltus.weights import EntryHuber, InStates, PerEntry, Squared, Weight
 
 CARD = Card(
     title="Phased consistency models (PCM)",
     paper="Wang et al. 2024, arXiv 2405.18407",
-    needs=frozenset({Need.DATA, Need.TEACHER, Need.TARGET}),
+    needs=frozenset({Need.DATA, Need.TEACHER}),
     sampler=Sampler.JUMPS,
     steps=(4,),
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
     threshold=0.15,
-    quick_threshold=0.43,
+    quick_threshold=0.25,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},
-    second_hand=("decay 0.95, c = 0.001, lambda 0.1 and 50 times, from memory of the paper and its code",),
 )
 
 
@@ -71,9 +75,9 @@ def pcm(
     phases: int = 4,
     times: Law = Uniform(),
     step: StepLaw = Constant(1.0 / 50.0),
-    decay: float = 0.95,
+    decay: float = 0.0,
     adversarial: float = 0.1,
-    weight: Weight = InStates(EntryHuber(0.001)),
+    weight: Weight = InStates(PerEntry(EntryHuber(0.001))),
     guidance: GuidanceInput | None = None,
 ) -> Game:
     """Phased consistency distillation.
@@ -87,16 +91,16 @@ def pcm(
         phases: their number, which is the number of steps to sample with; the card is that of four.
         times: the law of s.
         step: the distance of the neighbour.
-        decay: of the moving average that jumps from it.
+        decay: of the moving average that jumps from it; 0 is the student itself.
         adversarial: lambda, where there is a discriminator.
         weight: error in velocities -> loss.
         guidance: learn the map of the guided teacher, its strength an input of the network.
     """
-    target = deepcopy(student).requires_grad_(False)
+    target = deepcopy(student).requires_grad_(False) if decay else None
     velocity = Teacher(guided(teacher, guidance))
     adversary = None
     if discriminator is not None:
-        adversary = Adversary(discriminator, Hinge(), Uniform(), interpolant, weight=adversarial)
+        adversary = Adversary(discriminator, Hinge(bounded=True), Uniform(), interpolant, weight=adversarial)
     loss = Eulerian(
         student,
         target,
@@ -111,7 +115,8 @@ def pcm(
         guidance=guidance,
         adversary=adversary,
     )
-    learns = student_move(student, loss, after=(Follow(target, student, decay),))
+    after = () if target is None else (Follow(target, student, decay),)
+    learns = student_move(student, loss, after=after)
     if discriminator is None or adversary is None:
         return Game((learns,))
     telling = Discrimination(replace(loss, adversary=None), adversary, Real.WANTED)

@@ -53,7 +53,11 @@ CARD = Card(
     quick_threshold=1.42,
     bias="DDIM steps of the teacher: O(d); above eta = 0 the fixed point moves towards the posterior mean",
     plain={"eta": 0.0, "weight": Squared()},
-    second_hand=("all constants: eta 0.3, three steps over 24 of 1000 times, decay, lambda, squared error",),
+    second_hand=(
+        "all constants: eta 0.3, three steps over 24 of 1000 times, decay, lambda, squared error",
+        "the squared error is the paper's formula, a sum over entries; with the mean over them that training "
+        "codes take, the same lambda counts D times as much: PerEntry(Squared()) inside of InStates",
+    ),
 )
 
 

@@ -14,16 +14,19 @@ stage's model, frozen:
 
 All capacity goes to the jumps that samples are made of. The second term, of a quarter of the rows, holds the
 map at s', from where the first term hands it on; without it a constant would do. The step of the second
-stage is the last of the first.
+stage is fixed and short, (sigma_s - sigma_m)/sigma_s = 0.001 (1 + 8 sigmoid(-sigma_s)).
 
 Use it after consistency training has stopped improving. Sample one step, or two by re-noising at s' or
-before: later the student has forgotten.
+before: later the student has forgotten. The card's cost is that of the first stage; in the second both the
+student and the frozen model answer at every neighbour, so another call without gradient is made.
 
 References:
     Lee et al., "Truncated consistency models", 2024, arXiv 2410.14895, sec. 3, and the authors' code
     (github.com/NVlabs/TCM, CIFAR-10: transition 1, a quarter of the rows at s' with weight 0.1, log sigma of
-    Student's law with 0.01 degrees of freedom and scale 0.2 around 0, cut off at the transition and 80).
-    Here that law is its limit of few degrees of freedom, and the stages are of equal length.
+    Student's law with 0.01 degrees of freedom and scale 0.2 around 0, cut off at the transition and 80, steps
+    that shrink to 0.001 in both stages). Here the law is its limit of few degrees of freedom, the stages are
+    of equal length, and the first one's step is ECT's, which ends at 1/256. There the frozen model and the
+    start of the second stage are a moving average of the first; here they are its last weights.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from saltus.couplings import Coupling, Independent
-from saltus.curricula import Ended, LogHyperbolic, SigmoidGap
+from saltus.curricula import LogHyperbolic, SigmoidGap
 from saltus.games import Artifact, Freeze, Stage, Stages
 from saltus.guidance import LabelDropout
 from saltus.legs import Line
@@ -51,10 +54,13 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0),
     threshold=0.42,
-    quick_threshold=1.0,
+    quick_threshold=1.07,
     bias="finite steps along the line of a pair: O(d); the norm instead of its square",
     plain={"weight": Squared()},
-    second_hand=("stages of equal length",),
+    second_hand=(
+        "stages of equal length",
+        "the frozen model and the second stage's start, the last weights of the first, not their average",
+    ),
 )
 
 
@@ -64,6 +70,7 @@ def tcm(
     coupling: Coupling = Independent(),
     times: Law = Lognormal(-1.1, 2.0),
     step: StepLaw = SigmoidGap(),
+    later_step: StepLaw = SigmoidGap(q=1000.0, stages=1),
     transition: float = 1.0,
     noisiest: float = 80.0,
     boundary: float = 0.25,
@@ -77,8 +84,10 @@ def tcm(
         student: the flow map of which X_{s,1} learns; the second stage goes on with its weights.
         coupling: how noise and data are paired.
         times: the law of s in the first stage.
-        step: the distance of the neighbour.
-        transition: sigma at s'.
+        step: the distance of the neighbour in the first stage.
+        later_step: that in the second.
+        transition: sigma at s'. The card's two steps are those of 1, which even steps re-noise at; with a
+            larger one re-noise at s', or take one step.
         noisiest: the largest sigma of the second stage.
         boundary: the share of its rows at s'.
         boundary_weight: w_b.
@@ -109,8 +118,8 @@ def tcm(
         frozen = artifacts["whole"]
         assert isinstance(frozen, FlowMap)
         target = Spliced(student, frozen, at)
-        edge = training(target, Uniform(at, at), Ended(step))
-        inside = training(target, later, Ended(step))
+        edge = training(target, Uniform(at, at), later_step)
+        inside = training(target, later, later_step)
         held = Part("boundary", edge, boundary, boundary_weight)
         return Sum((held, Part("inside", inside, 1.0 - boundary)))
 
