@@ -1,14 +1,17 @@
 """Flow-anchored consistency models: a consistency model that keeps learning the velocity it leans on.
 
-    L = E ( |u_{t,t}(I_t) - v|^2 + 1 - cos(u_{t,t}(I_t), v) )
+    L = E ( |u_{t,t}(I_t) - v|^2 + D (1 - cos(u_{t,t}(I_t), v)) )
       + E cos(pi s/2) n( r clamp(u_{s,1}(I_s) - sg y) ),   y = v + (1 - s)(d_s u + grad u v)(I_s),
 
     n(e) = |e|^2 / sg(|e|^2/D + c)^(1/2),   r = 1 - s^p,
 
-v the teacher's velocity, or without a teacher the data's. The first term, the anchor, is flow matching; the
-second bends the target towards the shortcut, by all of the clamped error at the prior and by none at the
-data. Both have the network in common: where it forgets the velocity, the derivative along it is worth
-nothing.
+v the teacher's velocity, or without a teacher the data's, D the number of dimensions and cos a mean over
+places. The first term, the anchor, is flow matching; the second bends the target towards the shortcut, by all
+of the clamped error at the prior and by none at the data. Both have the network in common: where it forgets
+the velocity, the derivative along it is worth nothing.
+
+The data's velocities are noisy, and so is y; cosine, clamp and the power 1/2 do not average noise, so without
+a teacher the fixed point is not the flow map, unless the weight is a square.
 
 Use it to turn a trained flow into a model of one or two steps where plain continuous consistency losses are
 unstable. Sample one step, or several by re-noising; never compose jumps.
@@ -47,6 +50,8 @@ CARD = Card(
     cost=Cost(live=2.0, stopped_jvp=1.0, teacher=2.0),
     threshold=0.30,
     quick_threshold=0.45,
+    bias="without a teacher the clamp, p = 1/2 and the direction of noisy targets move the fixed point; with "
+    "one there is none",
     plain={"weight": Squared()},
 )
 
@@ -80,7 +85,8 @@ def facm(
 
     Args:
         student: the flow map of which u_{t,t} and X_{s,1} learn.
-        teacher: the velocity v on the interpolant's path; None is the data's, which makes y noisy.
+        teacher: the velocity v on the interpolant's path; None is the data's, which makes y noisy and, with
+            the paper's weights, moves the fixed point.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired.
         times: the law of t in the first term and of s in the second.

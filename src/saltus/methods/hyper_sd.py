@@ -74,7 +74,8 @@ def hyper_sd(
         teacher: the velocity on the interpolant's path that the neighbour is reached with.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired; it says where to look, not what to learn.
-        segments: their number in each stage; it falls. If it ends above 1, sample with that many steps.
+        segments: their number in each stage; it falls. If it ends above 1, sample with that many steps; the
+            card's steps are those of stages that end at 1.
         times: the law of s.
         step: the distance of the neighbour.
         decay: of the moving average that jumps from it.

@@ -5,8 +5,7 @@
 v the velocity of the data, or of a teacher. Long jumps are the hardest to learn and teach nothing to short
 ones; without them the network spends all of its capacity on the steps that are taken.
 
-Use it where a handful of steps is what you will take: at four steps it is the best method from data alone
-on the reference mixture. A longer jump than R is outside of what it has learned.
+Use it where a handful of steps is what you will take. A longer jump than R is outside of what it has learned.
 
 References:
     "DisCa: accelerating video diffusion with a distillation-compatible learnable feature cache", 2026,
@@ -68,7 +67,7 @@ def restricted_mean_flow(
         student: the flow map that learns.
         interpolant: the path between prior and data.
         coupling: how noise and data are paired.
-        span: the longest jump R; sample with at least 1/R steps.
+        span: the longest jump R; sample with at least 1/R steps. The card's steps are those of 1/4.
         diagonal: the share of rows with s = t.
         times: the law of t on those rows; elsewhere s is uniform, and t - s up to R.
         near: how the derivative is taken; it carries no gradient.
