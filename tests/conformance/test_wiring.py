@@ -157,7 +157,7 @@ def asked(x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_calls_the_network_as_often_as_the_card_says(name: str) -> None:
-    """Rows of each kind of call over rows of the batch."""
+    """Rows of each kind of call over rows of the batch, every turn of a move counted."""
     student = Counted(gaussian().exact, C)
     card = METHODS[name].card
     others = {"critic": Counted(gaussian().exact, ZERO), "discriminator": Undecided()}
@@ -165,7 +165,8 @@ def test_a_step_calls_the_network_as_often_as_the_card_says(name: str) -> None:
     batch, rng = pairs(gaussian(), 64, progress=0.5)
     Counted.calls = calls = Calls()
     for move in as_game(first(built), student).moves:
-        move.objective(batch, move.objective.draw(batch, rng))
+        for _ in range(move.when(0)):
+            move.objective(batch, move.objective.draw(batch, rng))
     counts = (calls.live, calls.live_jvp, calls.stopped, calls.stopped_jvp, calls.teacher)
     found = Cost(*(n / 64 for n in counts))
     assert found == card.cost
