@@ -67,6 +67,7 @@ def serve() -> None:
         if child == 0:
             answers.close()
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and all that it starts
             _child(asked)
         answers.write(f"{child}\n")
 

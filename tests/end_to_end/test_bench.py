@@ -12,7 +12,7 @@ import torch
 from saltus.cli import main
 from saltus.methods import discover
 from saltus.recipes import bench, trials
-from saltus.recipes.trials import DIGITS, FULL, IMAGES, MIXTURE, Problem, code, computes
+from saltus.recipes.trials import DIGITS, FULL, IMAGES, MIXTURE, QUICK, Problem, code, computes
 from saltus.recipes.yardsticks import MARGIN, YARDSTICKS, Yardstick
 
 FEW = ["--seeds", "0", "--steps", "2", "--batch", "16"]
@@ -200,3 +200,100 @@ def test_digits_are_judged_as_a_mixture_and_as_they_are(capsys: pytest.CaptureFi
     assert set(rows) == {(p, m) for p in ("images", "digits") for m in ("lsd", "lmd")}
     assert "rmse" in rows["images", "lmd"] and "rmse" not in rows["digits", "lmd"]
     assert rows["digits", "lsd"]["frechet"] != rows["digits", "lmd"]["frechet"]
+
+
+def short(name: str, value: float, **others: object) -> dict[str, object]:
+    return result(name, 0, {"1": value}, steps=QUICK[0], lr=QUICK[1], **others)
+
+
+@pytest.mark.parametrize("name", ["imm", "drifting", "diagonal"])
+def test_short_bounds_are_of_the_cards_own_figure(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the reproduction is compared by samples: RMSE, unless the card asks for the law alone."""
+    card = discover()[name].card
+    limit = card.quick_threshold
+    assert limit is not None
+    for factor, status in ((0.99, 0), (1.01, 1)):
+        row = short(name, 9.0, sw={"1": factor * limit}) if card.law_alone else short(name, factor * limit)
+        assert held([row], "--short") == status, name
+    said = capsys.readouterr().out
+    assert ("by SW: diagonal" in said) == card.law_alone
+
+
+def test_the_note_is_of_the_limits_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    held([short("mean_flow", 0.1)], "--short")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the card's bound for this budget" in said and "1.5 times" not in said and "at 4" not in said
+    held([result("imm", 0, {"1": 1.0}, sw={"1": 0.1})])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1.5 times an independent" in said and "by SW: imm" in said and "for this budget" not in said
+
+
+@pytest.mark.parametrize(
+    ("budget", "judged"),
+    [
+        ((FULL[0], FULL[1], 512), True),
+        ((2 * FULL[0], FULL[1], 512), True),
+        ((FULL[0] - 1, FULL[1], 512), False),
+        ((FULL[0], 5e-3, 512), False),
+        ((FULL[0], FULL[1], 256), False),
+        ((QUICK[0], QUICK[1], 512), True),
+        ((QUICK[0] + 1, QUICK[1], 512), False),
+        ((QUICK[0], QUICK[1], 256), False),
+    ],
+)
+def test_limits_are_of_the_reference_budgets(budget: tuple[int, float, int], judged: bool) -> None:
+    steps, lr, batch = budget
+    far = result("ctm", 0, {"1": 5.0, "2": 5.0, "4": 5.0}, steps=steps, lr=lr, batch=batch)
+    options = ("--steps", str(steps), "--lr", str(lr), "--batch", str(batch))
+    assert held([far], *options) == judged
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        (("--steps", "0"), "at least 1 step .* steps=0"),
+        (("--batch", "0"), "batch=0"),
+        (("--lr", "0"), "rate above 0, .* lr=0"),
+        (("--lr", "nan"), "lr=nan"),
+        (("--seeds", "0", "1", "0"), "different ones, got 0 1 0"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(option: tuple[str, ...], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        bench.bench(["mixture", "--methods", "lsd", *option])
+
+
+def test_what_serves_is_asked_with_the_first_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is trained to see whether a method fits is then one of those that are needed."""
+    seeds: set[int] = set()
+
+    def experiment(name: str, seed: int, *_: object) -> None:
+        seeds.add(seed)
+        raise ValueError("none fits")
+
+    monkeypatch.setattr(bench, "experiment", experiment)
+    assert main(["bench", "digits", "--seeds", "-1", "2", "--out", "d.jsonl"]) == 0
+    assert seeds == {-1}
+
+
+def test_the_plot_says_of_which_budget_and_seeds_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[object] = []
+    monkeypatch.setattr(bench, "dots", lambda panels, path, legend, title: titles.append(title))
+    held([result(name, seed, {"1": 0.1}) for name in ("boot", "tbcm") for seed in (0, 2)])
+    assert titles == ["2,500 steps of batch 512 at 0.001, seeds 0 2"]
+
+
+@pytest.mark.parametrize("lacks", ["rmse", "sw", "energy", "seconds", "code", "torch"])
+def test_a_row_that_lacks_something_is_measured_again(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(name: str, *_: object) -> dict[str, object]:
+        asked.append(name)
+        return result(name, 0, {"1": 0.1})
+
+    monkeypatch.setattr(bench, "measure", measure)
+    row = result("boot", 0, {"1": 0.1})
+    assert held([row]) == 0 and not asked
+    assert held([row | {lacks: None}]) == 0 and asked == ["boot"]
+    del row[lacks]
+    assert held([row]) == 0 and asked == ["boot", "boot"]

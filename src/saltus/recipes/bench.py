@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ BENCHES: dict[str, tuple[Problem, ...]] = {
     "images": (IMAGES,),
     "digits": (IMAGES, DIGITS),
 }
+PROBLEMS = {problem.name: problem for several in BENCHES.values() for problem in several}
 WORDS = {"rmse": "RMSE", "sw": "SW", "energy": "energy", "frechet": "Fréchet"}
 """Headings of the figures."""
 
@@ -69,6 +71,22 @@ class Budget:
     steps: int
     lr: float
     batch: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or not 0.0 < self.lr < math.inf:
+            raise ValueError(
+                f"budget: expected at least 1 step and 1 row and a rate above 0, got steps={self.steps}, "
+                f"batch={self.batch}, lr={self.lr:g}; without the options it is the usual one"
+            )
+
+    def full(self, problem: Problem) -> bool:
+        """Whether yardsticks and the cards' bounds refer to it: the usual one, or longer."""
+        usual = (self.lr, self.batch) == (FULL[1], problem.batch)
+        return problem.bounded and usual and self.steps >= FULL[0]
+
+    def quick(self, problem: Problem) -> bool:
+        """Whether the cards' bounds for a short training refer to it."""
+        return problem.bounded and (self.steps, self.lr, self.batch) == (*QUICK, problem.batch)
 
     def __str__(self) -> str:
         return f"{self.steps:,} steps of batch {self.batch} at {self.lr:g}"
@@ -107,9 +125,9 @@ def hold(
     sliced Wasserstein distance and energy the energy distance to fresh data, of samples by the method's
     own sampler at 1, 2 and 4 steps where its card allows them, for the last weights of a small network:
     the mean over the seeds, and in brackets half their range. Methods take their plain form: squared
-    error, no clipping. On the reference mixture each is held against 1.5 times the figures of an
-    independent reproduction where there are some, and against its own bound; the exit status is 1 if a
-    mean is above one of them.
+    error, no clipping. On the reference mixture and at the usual rate and batch each is held against 1.5
+    times the figures of an independent reproduction where there are some, and against its own bound; the
+    exit status is 1 if a mean is above one of them.
 
     Args:
         methods: Which; by default all but those that learn guidance, for no labels are used here.
@@ -125,16 +143,20 @@ def hold(
     """
     usual = QUICK if short else FULL
     asked = [load(n).name for n in methods]
-    if seeds is not None and not seeds:
-        raise ValueError("seeds: expected at least one, got none; three are usual: --seeds 0 1 2")
+    _check_seeds(seeds)
     out = out or Path(f"runs/bench-{name}.jsonl")
     check_file(out, (".jsonl",))
     known, status = _read(out), 0
     panels: dict[str, list[Dots]] = {}
+    titles: dict[str, None] = {}
     for problem in BENCHES[name]:
-        budget = Budget(steps or usual[0], lr or usual[1], batch or problem.batch)
+        budget = Budget(
+            usual[0] if steps is None else steps,
+            usual[1] if lr is None else lr,
+            problem.batch if batch is None else batch,
+        )
         chosen = seeds or ((0,) if short else problem.seeds)
-        names = asked or _serves(problem, budget, known)
+        names = asked or _serves(problem, budget, known, chosen[0])
         for method, seed in ((n, s) for n in names for s in chosen):
             key = (problem.name, method, seed, budget)
             if key not in known or (fresh and old(known[key], problem)):
@@ -147,12 +169,21 @@ def hold(
         print(f"{shown.title}\n\n{shown.markdown()}\n\n{shown.note}\n") if markdown else shown.show()
         status |= int(any(line.missed for line in lines))
         panels |= _panels(problem, lines)
-    _draw(panels, out.with_suffix(".png"))
+        titles[f"{budget}, seed{'s' * (len(chosen) != 1)} {' '.join(map(str, chosen))}"] = None
+    _draw(panels, "; ".join(titles), out.with_suffix(".png"))
     return status
 
 
-def _serves(problem: Problem, budget: Budget, known: Rows) -> list[str]:
-    """The methods that can learn the problem; why others cannot is printed."""
+def _check_seeds(seeds: Sequence[int] | None) -> None:
+    if seeds is not None and not seeds:
+        raise ValueError("seeds: expected at least one, got none; three are usual: --seeds 0 1 2")
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        got = " ".join(map(str, seeds))
+        raise ValueError(f"seeds: expected different ones, got {got}; three are usual: --seeds 0 1 2")
+
+
+def _serves(problem: Problem, budget: Budget, known: Rows, seed: int) -> list[str]:
+    """The methods that can learn the problem, put together with one seed; why others cannot is printed."""
     found = []
     for name, method in discover().items():
         if Need.LABELS in method.card.needs:  # none are used here
@@ -161,7 +192,7 @@ def _serves(problem: Problem, budget: Budget, known: Rows) -> list[str]:
             found.append(name)
             continue
         try:
-            made = experiment(name, 0, budget.steps, budget.lr, budget.batch, problem)
+            made = experiment(name, seed, budget.steps, budget.lr, budget.batch, problem)
             made.game(made.model())
         except ValueError as why:
             print(f"{name}: left out on {problem.title}: {why}")
@@ -184,11 +215,21 @@ def _read(path: Path) -> Rows:
         try:
             row = json.loads(line)
             budget = Budget(row["steps"], row["lr"], row["batch"])
-            if row["energy"] is not None and row["code"] and row["torch"] is not None:
+            if _is_whole(row):
                 found[row["problem"], row["method"], row["seed"], budget] = row
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a row has all that is shown of it; a KeyError says no as well."""
+    kinds = [row[kind] for kind in PROBLEMS[row["problem"]].kinds]
+    if not all(isinstance(kind, dict) for kind in kinds):
+        return False
+    numbers = [row["seconds"], *(value for kind in kinds for value in kind.values() if value is not None)]
+    words = [row["code"], row["torch"]]
+    return all(isinstance(n, int | float) for n in numbers) and all(isinstance(w, str) for w in words)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
@@ -220,20 +261,22 @@ class Line:
     @classmethod
     def of(cls, problem: Problem, name: str, rows: Sequence[Mapping[str, Any]], budget: Budget) -> Line:
         """The line with the limits that this budget has."""
-        card, yardstick = load(name).card, YARDSTICKS.get(name)
-        limits: dict[int, float] = {}
-        if problem.bounded and budget.steps >= FULL[0]:
-            limits = (
-                {} if yardstick is None else {k: v for k, v in yardstick.limits.items() if k in card.steps}
-            )
-            own = card.threshold
-        else:
-            own = card.quick_threshold if problem.bounded and (budget.steps, budget.lr) == QUICK else None
-        apart = card.law_alone or (yardstick is not None and not yardstick.coupled)
-        if own is not None and card.law_alone == apart:
-            fewest = min(card.steps)
-            limits[fewest] = min(own, limits.get(fewest, own))
-        return cls(problem, name, rows, "sw" if apart else problem.kinds[0], limits)
+        card = load(name).card
+        kind = "sw" if card.law_alone else problem.kinds[0]
+        own = {min(card.steps): card.threshold if budget.full(problem) else card.quick_threshold}
+        asked = {k: v for k, v in own.items() if v is not None}
+        if budget.quick(problem):
+            return cls(problem, name, rows, kind, asked)
+        if not budget.full(problem):
+            return cls(problem, name, rows, kind, {})
+        yardstick = YARDSTICKS.get(name)
+        if yardstick is None:
+            return cls(problem, name, rows, kind, asked)
+        judged = problem.kinds[0] if yardstick.coupled else "sw"
+        limits = {k: v for k, v in yardstick.limits.items() if k in card.steps}
+        if judged == kind:
+            limits |= {k: min(v, limits.get(k, v)) for k, v in asked.items()}
+        return cls(problem, name, rows, judged, limits)
 
     def values(self, kind: str, k: int) -> list[float]:
         """The figures of the seeds at k steps; none unless every seed has one."""
@@ -295,15 +338,22 @@ def table(problem: Problem, lines: Sequence[Line], budget: Budget, wide: bool) -
     heads = ("method", *(f"{WORDS[kind]} {k}" for kind, k in kinds), *(("at most", "") if bounded else ()))
     seeds = len(lines[0].rows) if lines else 0
     title = f"{problem.title}, {budget}, {seeds} seed{'s' * (seeds != 1)}"
-    return Table((*heads, "seconds"), cells, title, "\n".join(_notes(problem, lines)))
+    return Table((*heads, "seconds"), cells, title, "\n".join(_notes(problem, lines, budget)))
 
 
-def _notes(problem: Problem, lines: Sequence[Line]) -> Iterator[str]:
+def _notes(problem: Problem, lines: Sequence[Line], budget: Budget) -> Iterator[str]:
     yield "Figures at 1, 2 and 4 steps: mean over seeds (half the range)."
-    held = [line.name for line in lines if line.name in YARDSTICKS and line.limits]
-    if problem.bounded and held:
-        yield f"At most: {MARGIN:g} times an independent reproduction, and the card's bound at one step."
-        yield from (f"{name}: {text}." for name in held for text in YARDSTICKS[name].said())
+    held = [line for line in lines if line.limits]
+    if held and budget.quick(problem):
+        yield "At most: the card's bound for this budget, at the fewest of its steps."
+    if held and budget.full(problem):
+        card = "the card's bound at the fewest of its steps"
+        yield f"At most: {MARGIN:g} times an independent reproduction, and {card}."
+        known = [(line.name, YARDSTICKS[line.name]) for line in held if line.name in YARDSTICKS]
+        yield from (f"{name}: {text}." for name, yardstick in known for text in yardstick.said())
+    laws = [line.name for line in held if line.kind != problem.kinds[0]]
+    if laws:
+        yield f"Held against the limit by {WORDS['sw']}: {', '.join(laws)}."
     if problem is DIGITS:
         yield "Students of the network that was trained first start with its weights."
     if any(line.old for line in lines):
@@ -328,13 +378,13 @@ def _panels(problem: Problem, lines: Sequence[Line]) -> dict[str, list[Dots]]:
     return {name: drawn for name, drawn in found.items() if drawn}
 
 
-def _draw(panels: Mapping[str, Sequence[Dots]], path: Path) -> None:
+def _draw(panels: Mapping[str, Sequence[Dots]], title: str, path: Path) -> None:
     """The plot beside the results, where matplotlib is there to draw it."""
     if not panels:
         return
     try:
         with whole(path) as draft:
-            dots(panels, draft, "steps")
+            dots(panels, draft, "steps", title)
     except ValueError as why:
         print(f"plot     none: {why}")
     else:
