@@ -14,6 +14,7 @@ import torch
 from systems import Perturbed, gaussian, pairs, streams
 from torch import Tensor, nn
 
+from saltus.guidance import LabelDropout
 from saltus.legs import RK4, Along
 from saltus.maps import AverageVelocity
 from saltus.nn import MLP
@@ -382,6 +383,25 @@ def test_rows_drift_by_those_of_their_label(
         assert int((value > 0.0).sum()) == (9 if null is None else 6)
     same = drift(replace(batch, cond=given(0 * LABELS)), drift.draw(batch, rng))["drift"].value
     assert torch.equal(same, drift(replace(batch, cond=None), drift.draw(batch, rng))["drift"].value)
+
+
+def test_labels_are_dropped_by_whole_groups() -> None:
+    """A group without labels has the field of one of a single law."""
+    drift = Drift(Perturbed(gaussian().exact, C), group=6, guidance=LabelDropout(0.5))
+    batch, rng = pairs(gaussian(), 48)
+    batch = replace(batch, cond=Condition(label=torch.arange(48) % 4))
+    draws = drift.draw(batch, rng)
+    free = draws["guidance"]
+    assert isinstance(free, Tensor) and set(free.unflatten(0, (8, 6)).sum(1).tolist()) == {0, 6}
+    value, plain, alone = (
+        loss(z, {k: v for k, v in draws.items() if loss.guidance or k != "guidance"})["drift"].value
+        for loss, z in (
+            (drift, batch),
+            (replace(drift, guidance=None), batch),
+            (replace(drift, guidance=None), replace(batch, cond=None)),
+        )
+    )
+    assert torch.equal(value, torch.where(free, alone, plain)) and not torch.equal(alone, plain)
 
 
 def test_nothing_is_lost_of_a_field_under_autocast() -> None:

@@ -8,8 +8,8 @@ asked: one jump from the prior is all that is learned, and which noise becomes w
 
 Use it for a generator of one step from data alone. In high dimension distances must be those of features
 that mean something (``features``). Rows drift by those of their own label, so a group needs several of each:
-with many labels take larger groups, or batches in which the rows of a label are neighbours. Rows whose label
-is dropped drift by each other and by their data, which are to be of all labels. Sample in one step.
+with many labels take larger groups, or batches in which the rows of a label are neighbours. Labels are
+dropped by whole groups, for which the data of a group should be of all labels. Sample in one step.
 
 References:
     Deng, Li, Li, Du and He, "Generative modeling via drifting", 2026, arXiv 2602.04770, algorithms 1 and 2
@@ -51,7 +51,7 @@ CARD = Card(
     },
     second_hand=(
         "temperatures and normalisations, from notes and reproductions of the paper",
-        "a group of several labels, its dropped ones another label, instead of a group for each",
+        "a group of several labels instead of a group for each; labels dropped by groups",
     ),
 )
 
@@ -79,7 +79,7 @@ def drifting(
         group: samples, and data, that are held together; those of one label act on each other.
         features: where distances and the field are taken; None is the samples' own space.
         weight: error -> loss.
-        dropout: label dropout.
+        dropout: label dropout, of whole groups.
     """
     return Drift(
         student,

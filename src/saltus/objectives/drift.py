@@ -9,8 +9,8 @@ is all that it asks for; no noise is paired with any data. Of data and of sample
 out, so that both crowds have N - 1 members.
 
 Rows act on each other where they have one label, so a group of several labels is as many smaller groups, each
-with the law of its own label. Rows whose label is dropped are one more: their data are of all labels, if the
-group's are. A row that is alone with its label drifts nowhere.
+with the law of its own label. Rows whose label is dropped are one more, in a whole group at once: their data
+are of all labels, if the group's are. A row that is alone with its label drifts nowhere.
 
 With a kernel k of the distance the field is, by its normalisation:
 
@@ -146,7 +146,7 @@ class Drift:
             own space. Its parameters, if any, take no gradient here.
         maker: how the samples are made.
         weight: error -> loss; the rows' span is (0, 1).
-        guidance: label dropout, or None.
+        guidance: label dropout, of whole groups, so that many rows act on each other; or None.
     """
 
     student: FlowMap
@@ -170,7 +170,9 @@ class Drift:
         place = rng.places(self.group)
         zero = torch.zeros(len(place), dtype=rng.dtype, device=rng.device)
         draws: Draws = {"s": zero, "t": torch.ones_like(zero)}
-        return draws | draw_samples(self.maker, self.guidance, batch, rng)
+        if self.guidance is not None:
+            draws["guidance"] = self.guidance.draw(rng.together(self.group))
+        return draws | draw_samples(self.maker, None, batch, rng)
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The term ``drift``."""
