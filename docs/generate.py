@@ -53,7 +53,8 @@ HEAD = """\
 Written by `python docs/generate.py` from the cards and docstrings in `src/saltus/methods/`; do not edit.
 
 Evaluations are the network calls of the forward pass of one training step for each row of the batch, counted
-as the papers do: a call together with its derivative is 1.5. What a step takes is measured by
+as the papers do: a call together with its derivative is 1.5. They are those of the plain form of the loss, of
+its first stage, without discriminators. What a step takes is measured by
 `benchmarks/step_time.py`. Map errors are one-step root mean squared distances to the exact flow map of the
 reference mixture, squared error, mean of three seeds; a method must stay below its bound.
 """

@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 70
 
 LEVEL = {
     **dict.fromkeys(("typing", "tensors", "streams", "primitives", "autodiff"), 0),
-    **dict.fromkeys(("interpolants", "couplings", "times", "curricula", "weights", "radial"), 1),
+    **dict.fromkeys(("interpolants", "couplings", "times", "curricula", "weights", "tangents", "radial"), 1),
     **dict.fromkeys(("predictions", "maps", "identities", "legs", "sde", "states", "guidance"), 2),
     **dict.fromkeys(("pyramid", "slots", "trajectories", "policies", "samples", "adversaries"), 2),
     **dict.fromkeys(("objectives", "samplers", "exact", "metrics"), 3),

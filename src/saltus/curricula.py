@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from saltus.streams import Streams
-from saltus.times import Karras, Law, StepLaw, Uniform, linear_time
+from saltus.times import Karras, Law, Uniform, linear_time
 
 __all__ = [
     "DoublingGap",
-    "Ended",
     "Falling",
     "KarrasGap",
     "LogHyperbolic",
@@ -109,19 +108,6 @@ class SigmoidGap:
         n = 1.0 + self.k * torch.sigmoid(-self.b * sigma)
         r = torch.clamp(sigma * (1.0 - self.q ** -(stage + 1.0) * n), min=0.0)
         return torch.minimum(linear_time(r) - s, t - s)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A finite step as it is when its curriculum is over, whatever the progress.
-
-    For a later stage of a run, whose progress begins anew.
-    """
-
-    step: StepLaw
-
-    def __call__(self, s: Tensor, t: Tensor, progress: Tensor) -> Tensor:
-        return self.step(s, t, torch.ones_like(progress))
 
 
 @dataclass(frozen=True)

@@ -296,10 +296,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "weights": (
         weights,
         *balances,
-        prior_only.test_tbcm_weighs_like_scm_on_any_interpolant,
         prior_only.test_tbcm_by_default_has_the_weight_of_scm,
         equal.test_scm_has_the_gradient_of_the_official_loss,
         partial(equal.test_ect_is_the_official_loss, 0.4),
+    ),
+    "tangents": (
+        prior_only.test_tbcm_weighs_like_scm_on_any_interpolant,
+        equal.test_scm_has_the_gradient_of_the_official_loss,
     ),
     "times": (
         partial(equal.test_ect_is_the_official_loss, 0.4),

@@ -29,11 +29,12 @@ from saltus.objectives import Lagrangian
 from saltus.slots import Teacher
 from saltus.states import PriorStates
 from saltus.streams import Streams
+from saltus.tangents import AngleTangents
 from saltus.tensors import like
 from saltus.times import Constant, FromStart, Uniform
 from saltus.training import Precision, fit
 from saltus.typing import Batch, Condition, Draws, Gradient, Objective
-from saltus.weights import AngleTangents, Span, Squared, TangentNormalised
+from saltus.weights import Span, Squared, TangentNormalised
 
 METHODS = discover()
 DATA_FREE = [name for name, method in METHODS.items() if Need.DATA not in method.card.needs]

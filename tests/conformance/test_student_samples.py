@@ -249,8 +249,8 @@ def teacher_on_angles(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
 
 
 def test_rcm_has_the_gradient_of_the_official_consistency_loss() -> None:
-    """100 |F - sg F - g/(|g| + 0.1)|^2, g = -cos(a)^2 (F - F_T) - (cos a sin a x + cos a sin a dF/da), for the
-    network F and the teacher F_T of noise angles a, both pointing to noise; at the end of the warm-up."""
+    """100 |F - sg F - g/(|g| + 0.1)|^2, g = -cos(a)^2 (F - F_T) - (cos a sin a x + cos a sin a dF/da), for
+    the network F and the teacher F_T of noise angles a, both pointing to noise; at the end of the warm-up."""
     student, critic = rotation(), rotation()
     game = rcm(student, teacher=teacher_on_angles, critic=critic, warm_up=None)
     batch, draws = played(game)

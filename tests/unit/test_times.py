@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from saltus.curricula import DoublingGap, Ended, KarrasGap, LogHyperbolic, Phases, Segments, SigmoidGap
+from saltus.curricula import DoublingGap, KarrasGap, LogHyperbolic, Phases, Segments, SigmoidGap
 from saltus.streams import Streams
 from saltus.times import (
     Cells,
@@ -195,7 +195,6 @@ STEPS: dict[str, StepLaw] = {
     "karras": KarrasGap(),
     "sigmoid": SigmoidGap(),
     "doubling": DoublingGap(),
-    "ended": Ended(SigmoidGap()),
 }
 
 
@@ -271,12 +270,6 @@ def test_the_doubling_step_is_one_cell_of_the_improved_grid() -> None:
         assert torch.allclose((1 - m) / m, sigma[1:], rtol=1e-7), progress
     with pytest.raises(ValueError, match="1 <= first <= last"):
         DoublingGap(first=20, last=10)
-
-
-def test_a_step_whose_curriculum_is_over_does_not_look_at_progress() -> None:
-    s, t = torch.tensor([0.1, 0.5]).double(), torch.ones(2).double()
-    for progress in (ZERO, HALF, ONE):
-        assert torch.equal(Ended(SigmoidGap())(s, t, progress), SigmoidGap()(s, t, ONE))
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])

@@ -40,7 +40,7 @@ CARD = Card(
     two_times=False,
     cost=Cost(live=1.0),
     threshold=None,
-    quick_threshold=1.1,
+    quick_threshold=1.46,
     bias="a law, not a map: every map to the data's law is a fixed point",
     plain={
         "kernels": (RBF((0.7,)),),

@@ -6,7 +6,7 @@
     Delta = v(I_t) - b(I_t),   X = the last of up to four steps of the student's, re-noised in between,
 
 b the teacher, v a critic that learns the velocity of the samples X, c DMD's normaliser, a the noise angle
-and F the direction of the student's turn (:class:`saltus.weights.AngleTangents`). The first loss is
+and F the direction of the student's turn (:class:`saltus.tangents.AngleTangents`). The first loss is
 simplified consistency distillation (``scd``) without its learned log-variance and prior weight; it covers all
 modes and blurs what is fine. The second seeks modes and sharpens. Only the last step of X is live.
 
@@ -35,9 +35,10 @@ from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal, Distribution, Eulerian, OnSamples, Part, PerResidual, Sum
 from saltus.samples import RandomStops, Renoising, RisingStops, Stops
 from saltus.slots import Teacher
+from saltus.tangents import AngleTangents
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Schedule, Velocity
-from saltus.weights import AngleTangents, Squared, Weight
+from saltus.weights import Squared, Weight
 
 CARD = Card(
     title="Score-regularised continuous consistency (rCM)",

@@ -41,9 +41,10 @@ from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Adversarial, Discrimination, Eulerian, Part, Sum
 from saltus.samples import OneJump
 from saltus.slots import Teacher
+from saltus.tangents import simplified
 from saltus.times import Law, Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Schedule, Velocity
-from saltus.weights import Squared, Weight, simplified
+from saltus.weights import Squared, Weight
 
 CARD = Card(
     title="SANA-Sprint",

@@ -29,9 +29,10 @@ from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.slots import Teacher
+from saltus.tangents import simplified
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Objective, Schedule, Velocity
-from saltus.weights import Squared, Weight, simplified
+from saltus.weights import Squared, Weight
 
 CARD = Card(
     title="Continuous-time consistency distillation (sCM/sCD)",

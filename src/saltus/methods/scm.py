@@ -6,7 +6,7 @@ g = cos(a) df/da its derivative along the data velocity,
     L = E exp(-w) (1/tan a) | F - sg( F + n(g) ) |^2 + w,   n(g) = g/(|g|/sqrt(D) + c),
 
 inside a learned log-variance w. In ours df/da = (2/pi) e, e the Eulerian error of u_{s,1} and
-a = (pi/2)(1 - s); :class:`saltus.weights.AngleTangents` makes the loss of it. The warm-up r multiplies
+a = (pi/2)(1 - s); :class:`saltus.tangents.AngleTangents` makes the loss of it. The warm-up r multiplies
 the derivative of u; the paper's multiplies that of F, which is the same at r = 1 but starts elsewhere.
 
 Use it for one- and two-step models of the best published quality in this family. Sample one step, or
@@ -34,9 +34,10 @@ from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.slots import Data
+from saltus.tangents import simplified
 from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Objective, Schedule
-from saltus.weights import Squared, Weight, simplified
+from saltus.weights import Squared, Weight
 
 CARD = Card(
     title="Continuous-time consistency training (sCM/sCT)",

@@ -5,7 +5,7 @@ From each x0 the teacher takes one DDIM step between n jittered nodes 0 = s_0 < 
 state that it visits is a row. The velocity that the step needed is the tangent, so a row costs one call
 of the teacher. With e the Eulerian error of u_{s,1} along it and a = atan(alpha_s/beta_s) the angle of
 the noise, the loss is that of sCM (``scm``), written for any interpolant by
-:class:`saltus.weights.AngleTangents`:
+:class:`saltus.tangents.AngleTangents`:
 
     L = E exp(-w) (1/tan a) | n(cos(a) |ds/da| e) + F - sg F |^2 + w.
 
@@ -40,10 +40,11 @@ from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Eulerian
 from saltus.slots import Data
+from saltus.tangents import simplified
 from saltus.times import Ramp, linear_time
 from saltus.trajectories import Nodes, TrajectoryStates, share
 from saltus.typing import Schedule, Velocity
-from saltus.weights import Squared, Weight, simplified
+from saltus.weights import Squared, Weight
 
 CARD = Card(
     title="Trajectory-backward consistency models (TBCM)",

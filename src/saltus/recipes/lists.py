@@ -69,7 +69,7 @@ def methods_table(columns: int = WIDE, chosen: Mapping[str, Method] | None = Non
     rows: list[list[Cell]] = [[COLUMNS[name](m) for name in kept] for m in shown.values()]
     notes = {
         "learns": "learns: the map X_{s,t} for all s ≤ t, that to t = 1, or the velocity b_t alone.",
-        "calls": "calls: network evaluations of a training step, a row.",
+        "calls": "calls: network evaluations of a training step, a row, in the plain form.",
     }
     said = " ".join(notes[name] for name in kept if name in notes)
     more = "" if columns >= WIDE else f"\nA terminal of {WIDE} columns shows papers and further needs too."
@@ -86,7 +86,8 @@ that meet at the split m. Eulerian: m near s; Lagrangian: m near t; Composition:
 Diagonal: s = t. Cells are the names that values have in the package, without what is their default. The share
 is that of the rows and of the weight; × another weight. No target: the student itself, stopped."""
 FACTS_NOTE = """\
-Evaluations: network calls of a training step for each row, a call with its derivative counting 1.5.
+Evaluations: network calls of a training step for each row, in the plain form, a call with its derivative
+counting 1.5; discriminators are not counted.
 Restores: whether away from the truth the expected gradient leads home from a wrong law of the data, and from
 a wrong map of the right law; measured, in the plain form. † Not from a primary source."""
 
