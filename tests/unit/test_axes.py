@@ -53,9 +53,10 @@ def test_rows_of_some_methods() -> None:
     (cd,) = axes(METHODS["consistency_distillation"])
     assert cd.cells["legs"] == "Along(Teacher(teacher), HEUN)" and cd.cells["target"] == "average 0.95"
     assert cd.cells["split"] == "step KarrasGap(first 18, last 17)"
-    assert [row.term for row in axes(METHODS["progressive"])][1] == "4 steps: Composition"
+    assert [row.term for row in axes(METHODS["progressive"])][1] == "4 steps (12 %): Composition"
     last = axes(METHODS["freeflow"])[-1]
     assert last.term == "critic: OnSamples: Diagonal"
+    assert axes(METHODS["rcm"])[-1].term == "critic × 4: OnSamples: Diagonal"
 
 
 def changed(method: Method, name: str) -> Method:

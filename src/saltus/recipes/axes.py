@@ -75,8 +75,8 @@ class Row:
     """One term of a method's loss.
 
     Attributes:
-        term: the objective's name, and where it is: the player that moves, if it is not the student, and the
-            stage, if there is more than one.
+        term: the objective's name, and where it is: the player that moves, if it is not the student, with how
+            many times a step, and the stage with its share of the run, if there is more than one.
         share: of the rows and the weight, in words; empty where it has all of them at weight 1.
         cells: what it has on each of :data:`AXES`, and under :data:`ALSO` whatever else differs from the
             objective's own defaults.
@@ -97,9 +97,16 @@ def axes(method: Method) -> list[Row]:
     for stage, game in _games(built):
         for move in game.moves if isinstance(game, Game) else (Move("student", student, game),):
             known = names | _averages(move)
-            where = [word for word in (stage, "" if move.name == "student" else move.name) if word]
+            where = [word for word in (stage, _player(move)) if word]
             found += [row for part in _parts(move.objective) for row in _rows(part, where, known)]
     return found
+
+
+def _player(move: Move) -> str:
+    """Who moves and how many times a step, if it is not the student once."""
+    turns = move.when(0)
+    often = "" if turns == 1 else f" × {turns}"
+    return "" if move.name == "student" and not often else f"{move.name}{often}"
 
 
 def _players(method: Method, names: dict[int, str]) -> dict[str, object]:
@@ -117,13 +124,14 @@ def _players(method: Method, names: dict[int, str]) -> dict[str, object]:
 
 
 def _games(built: Objective | Game | Stages) -> Iterator[tuple[str, Objective | Game]]:
-    """What is played, with the name of its stage where there are several."""
+    """What is played, with the name of its stage and its share of the run where there are several."""
     if not isinstance(built, Stages):
         yield "", built
         return
     artifacts: dict[str, Any] = {}
+    whole = sum(stage.share for stage in built.stages)
     for stage in built.stages:
-        yield stage.name, stage.build(artifacts)
+        yield f"{stage.name} ({100.0 * stage.share / whole:.0f} %)", stage.build(artifacts)
         for name, produce in stage.produce.items():
             artifacts[name] = produce() if isinstance(produce, Freeze) else Stand(name)
 

@@ -84,7 +84,8 @@ AXES_NOTE = """\
 A row is a term of the loss in the paper's form: a jump X_{s,t} from a state at s is compared with two legs
 that meet at the split m. Eulerian: m near s; Lagrangian: m near t; Composition: in between; Endpoint: none;
 Diagonal: s = t. Cells are the names that values have in the package, without what is their default. The share
-is that of the rows and of the weight; × another weight. No target: the student itself, stopped."""
+is that of the rows and of the weight; × another weight. A player's × is how many times a step it moves, a
+stage's % its part of the run. No target: the student itself, stopped."""
 FACTS_NOTE = """\
 Evaluations: network calls of a training step for each row, in the plain form, a call with its derivative
 counting 1.5; discriminators are not counted.
