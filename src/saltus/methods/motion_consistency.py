@@ -29,9 +29,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from saltus.adversaries import AdversarialLoss, Adversary, Hinge
@@ -43,10 +42,9 @@ from saltus.legs import Slide
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Discrimination, Eulerian, OnSamples, Part, Sum
-from saltus.samples import Made, make_samples
 from saltus.slots import Teacher
 from saltus.times import Constant, Law, StepLaw, ToEnd, Uniform
-from saltus.typing import Batch, Condition, Draws, Velocity
+from saltus.typing import Velocity
 from saltus.weights import Differences, EntryHuber, InFeatures, InStates, PerEntry, Squared, Weight
 
 CARD = Card(
@@ -66,21 +64,6 @@ CARD = Card(
         "the discriminator's kind and real frames",
     ),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class JumpsOnSamples(OnSamples):
-    """A trajectory loss on the student's own samples, whose jumps a discriminator can be shown."""
-
-    def ends(
-        self, batch: Batch, draws: Draws, compared: bool = True
-    ) -> tuple[Made, Tensor | None, Condition | None]:
-        """Those of the trajectory loss."""
-        n, of = draws["noise"], draws["of"]
-        assert isinstance(n, Tensor) and isinstance(of, dict) and isinstance(self.objective, Eulerian)
-        with torch.no_grad():
-            made, cond = make_samples(self.maker, self.student, self.interpolant, self.guidance, batch, draws)
-        return self.objective.ends(replace(batch, x0=n, x1=made.x, cond=cond), of, compared)
 
 
 def motion_consistency(
@@ -145,7 +128,7 @@ def motion_consistency(
         adversary=adversary,
     )
     unpaired = replace(on_data, coupling=Independent(), guidance=None)  # its samples bring noise and strength
-    on_own = JumpsOnSamples(student, unpaired, interpolant, guidance)
+    on_own = OnSamples(student, unpaired, interpolant, guidance)
     halves = Sum((Part("data", on_data, 1.0 - own, 1.0 - own), Part("own", on_own, own, own)))
     learns = student_move(student, halves, after=(Follow(target, student, decay),))
     if discriminator is None or adversary is None:

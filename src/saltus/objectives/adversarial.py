@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Real(Enum):
     WANTED = "wanted"
 
 
+@runtime_checkable
 class Ends(Protocol):
     """A loss that makes samples: what they are, without gradient, what it compares them with if it does, and
     their condition. ``draw`` is the loss's own; what they are compared with is None unless ``compared``."""

@@ -38,7 +38,8 @@ from torch import Tensor
 
 from saltus.guidance import GuidanceInput
 from saltus.interpolants import Interpolant, Linear
-from saltus.samples import FromPrior, Maker, draw_samples, make_samples, renoised
+from saltus.objectives.adversarial import Ends
+from saltus.samples import FromPrior, Made, Maker, draw_samples, make_samples, renoised
 from saltus.streams import Streams
 from saltus.tensors import answered, like, sg
 from saltus.times import Law, Uniform
@@ -182,8 +183,23 @@ class OnSamples:
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Term]:
         """The objective's own terms."""
+        return self.objective(*self._seen(batch, draws))
+
+    def ends(
+        self, batch: Batch, draws: Draws, compared: bool = True
+    ) -> tuple[Made, Tensor | None, Condition | None]:
+        """The objective's own, where it makes samples that a discriminator can be shown: jumps, say."""
+        if not isinstance(self.objective, Ends):
+            raise ValueError(
+                f"on samples: expected an objective whose jumps a discriminator can be shown, got "
+                f"{type(self.objective).__name__}; Eulerian has some"
+            )
+        return self.objective.ends(*self._seen(batch, draws), compared)
+
+    @torch.no_grad()
+    def _seen(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """What the objective sees: samples for data, noise of their own."""
         n, of = draws["noise"], draws["of"]
         assert isinstance(n, Tensor) and isinstance(of, dict)
-        with torch.no_grad():
-            made, cond = make_samples(self.maker, self.student, self.interpolant, self.guidance, batch, draws)
-        return self.objective(replace(batch, x0=n, x1=made.x, cond=cond), of)
+        made, cond = make_samples(self.maker, self.student, self.interpolant, self.guidance, batch, draws)
+        return replace(batch, x0=n, x1=made.x, cond=cond), of
