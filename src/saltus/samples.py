@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "CellStops",
     "Chain",
     "Chunks",
+    "Ends",
     "FixedStops",
     "FromPrior",
     "Made",
@@ -38,7 +39,6 @@ __all__ = [
     "OneJump",
     "RandomStops",
     "Renoising",
-    "RisingStops",
     "Stops",
     "as_tokens",
     "draw_samples",
@@ -73,6 +73,18 @@ class Maker(Protocol):
     def __call__(self, student: FlowMap, interpolant: Interpolant, batch: Batch, draws: Draws) -> Made:
         """The samples; the batch's condition is the student's."""
         ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A loss that makes samples: what they are, without gradient, what it compares them with if it does, and
+    their condition. ``draw`` is the loss's own; what they are compared with is None unless ``compared``."""
+
+    def draw(self, batch: Batch, rng: Streams) -> Draws: ...
+
+    def ends(
+        self, batch: Batch, draws: Draws, compared: bool = True
+    ) -> tuple[Made, Tensor | None, Condition | None]: ...
 
 
 def renoised(interpolant: Interpolant, x: Tensor, m: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -160,26 +172,6 @@ class RandomStops:
     def __call__(self, rng: Streams) -> Tensor:
         inner = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0).sort(dim=1).values
         return torch.cat([inner.new_zeros(len(inner), 1), inner], dim=1)
-
-
-@dataclass(frozen=True)
-class RisingStops:
-    """0, and of ``count`` - 1 draws of a law the latest so far each time, of each row its own.
-
-    References:
-        Zheng et al., 2025, arXiv 2510.08431, and the authors' code (rCM).
-    """
-
-    count: int
-    law: Law
-
-    def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"stops: expected at least 2, the prior and one more, got {self.count}")
-
-    def __call__(self, rng: Streams) -> Tensor:
-        drawn = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0)
-        return torch.cat([drawn.new_zeros(len(drawn), 1), drawn.cummax(dim=1).values], dim=1)
 
 
 @dataclass(frozen=True)

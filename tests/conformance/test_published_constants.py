@@ -16,6 +16,7 @@ from saltus.maps import AverageVelocity
 from saltus.methods import load
 from saltus.methods.imm import Evidence
 from saltus.nn import MLP
+from saltus.streams import Streams
 from saltus.times import Midpoint, UniformSplit
 from saltus.typing import Gradient
 from saltus.weights import AdaptivePower, Span, Squared
@@ -81,6 +82,22 @@ def test_logit_normal_times_are_mirrored(name: str) -> None:
     assert float(law(name)(torch.tensor(0.5))) > 0.5
 
 
+def test_tvm_draws_gaps_and_ends_as_its_authors() -> None:
+    """Theirs, noise at 1: gap ~ sigmoid(N(-0.8, 1)), the end s ~ sigmoid(N(-0.4, 1)) drawn again until
+    s < 1 - gap, t = s + gap."""
+    s, t = default("tvm", "pairs")(Streams(3, index=torch.arange(40_000), dtype=torch.float64))  # type: ignore[operator]
+    rng = torch.Generator().manual_seed(4)
+    gap = torch.sigmoid(-0.8 + torch.randn(40_000, generator=rng).double())
+    end = torch.full_like(gap, 2.0)
+    while bool((again := end >= 1.0 - gap).any()):
+        end = torch.where(again, torch.sigmoid(-0.4 + torch.randn(40_000, generator=rng).double()), end)
+    assert bool((s >= 0.0).all()) and bool((t <= 1.0).all())
+    for ours, theirs in ((t - s, gap), (1.0 - t, end), ((1.0 - t) * (t - s), end * gap)):
+        assert float(ours.mean()) == pytest.approx(float(theirs.mean()), abs=0.005)
+        assert float(ours.std()) == pytest.approx(float(theirs.std()), abs=0.005)
+    assert torch.allclose(law("tvm")(U), (1.0 - torch.sigmoid(-0.4 + Z)).flip(0), atol=1e-12)
+
+
 def test_ect_draws_the_noise_level_of_edm() -> None:
     """log sigma ~ N(-1.1, 2^2), sigma = (1 - t)/t."""
     t = law("ect")(U)
@@ -106,7 +123,7 @@ def test_consistency_training_walks_the_grid_of_edm() -> None:
 
 
 def test_decays_of_moving_averages() -> None:
-    """Consistency training: mu = exp(s0 log(mu0) / N), s0 = 2, mu0 = 0.9, N = 150. TVM's is ours."""
+    """Consistency training: mu = exp(s0 log(mu0) / N), s0 = 2, mu0 = 0.9, N = 150."""
     assert decay("shortcut") == 0.999
     assert decay("consistency_training") == pytest.approx(0.9 ** (2 / 150), rel=1e-12)
     assert decay("tvm") == 0.99

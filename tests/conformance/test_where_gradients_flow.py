@@ -11,10 +11,12 @@ import pytest
 import torch
 from formulas import CASES, PROGRESS, Model, P, T, rows
 from systems import Perturbed, System, gaussian, loss, mixture, pairs
-from torch import Tensor
+from test_method_equalities import assert_same, parts, student_of
+from torch import Tensor, nn
 
+from saltus.methods.lsd import lsd
 from saltus.objectives import Composition, Diagonal, Eulerian, Part, Sum
-from saltus.weights import PseudoHuber, Scaled, Squared
+from saltus.weights import LearnedLogVariance, PseudoHuber, Scaled, Squared
 
 ROWS = 24
 
@@ -135,3 +137,15 @@ def test_two_parts_with_terms_of_one_name_keep_both() -> None:
     terms = total(batch, total.draw(batch, rng))
     assert list(terms) == ["diagonal", "second_diagonal"]
     assert not torch.equal(terms["diagonal"].value, terms["second_diagonal"].value)  # times of their own
+
+
+def test_learned_log_variance_leaves_the_exact_map_stationary_and_weighs_by_its_exponential() -> None:
+    student = student_of()
+    weight = LearnedLogVariance().double()
+    nn.init.normal_(weight.linear.weight, std=0.2)
+    seen = parts(lsd(student, weight=weight))["lagrangian"]
+    plain = parts(lsd(student))["lagrangian"]
+    s, t = seen.times()
+    w = weight.log_variance(s, t)
+    of_plain = plain.objective(plain.batch, plain.draws)["lagrangian"].value
+    assert_same(seen, torch.exp(-w.detach()) * of_plain + w.detach(), student, "lagrangian")

@@ -52,7 +52,7 @@ def test_rows_of_some_methods() -> None:
     assert (jump.cells["gradient"], jump.cells["split"], jump.cells["legs"]) == ("time", "near Forward", "")
     (cd,) = axes(METHODS["consistency_distillation"])
     assert cd.cells["legs"] == "Along(Teacher(teacher), HEUN)" and cd.cells["target"] == "average 0.95"
-    assert cd.cells["split"] == "step KarrasGap(first 18, last 17)"
+    assert cd.cells["split"] == "step KarrasGap(first 40, last 39)"
     assert [row.term for row in axes(METHODS["progressive"])][1] == "4 steps (12 %): Composition"
     last = axes(METHODS["freeflow"])[-1]
     assert last.term == "critic: OnSamples: Diagonal"

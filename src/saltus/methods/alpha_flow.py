@@ -6,18 +6,23 @@
 alpha falls along a sigmoid of progress from 1, where u_T is the data velocity, to the floor; as
 alpha -> 0 it is MeanFlow's target. Dividing by alpha makes the gradient that of the rescaled error
 u - y, y = u + (u_T - u)/alpha, which is what :class:`saltus.objectives.Eulerian` measures. That is the
-plain form, w(e) = |e|^2; the authors' adaptive weight, the default, is alpha |e|^2 / sg(|e|^2 + c) in all.
+plain form, w(e) = |e|^2. The default is the authors' adaptive weight, with l = |u - u_T|^2 and D dimensions
+
+    alpha l / sg(l/D + c),   and at the floor |e|^2 / sg(|e|^2/D + c).
 
 Use it where MeanFlow is unstable early. With finite alpha it is biased towards the mean.
 
 References:
     Zhang et al., "AlphaFlow: understanding and improving MeanFlow models", 2025, arXiv 2510.20771
-    (rate 25, alpha below 0.005 taken as 0). At the floor this file keeps the finite step, where the
-    authors switch to the derivative; their share of diagonal rows, 0.25 to 0.5, is 0.5 here.
+    and the authors' code (rate 25, alpha below 0.005 taken as 0, c = 0.001, half of the rows on the diagonal
+    without guidance). At the floor this file keeps the finite step, as their discrete training does; by
+    default they take the derivative there, with the weight above. They clamp u_T to +-4, in latent units,
+    which is not done here.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
@@ -42,15 +47,19 @@ CARD = Card(
     quick_threshold=0.68,
     bias="finite steps along the line of a pair: O(alpha); the adaptive weight in low dimension",
     plain={"weight": Squared(), "times": Uniform()},
-    second_hand=("share of diagonal rows 0.5", "finite step at the floor instead of the derivative"),
+    second_hand=("c = 0.001, from forks of the authors' code", "targets are not clamped"),
 )
 
 
+FLOOR = 0.005
+
+
 def fraction(span: Span) -> Tensor:
-    """alpha = d/(t - s), [n], and 1 on the diagonal: from the rescaled error to u - u_T."""
+    """alpha = d/(t - s), [n], and 1 on the diagonal and at the floor: from the rescaled error to u - u_T."""
     if span.d is None:
         return span.s * 0.0 + 1.0
-    return span.d / (span.t - span.s).clamp(min=1e-12)
+    alpha = span.d / (span.t - span.s).clamp(min=1e-12)
+    return torch.where(alpha > 1.01 * FLOOR, alpha, 1.0)
 
 
 def alpha_flow(
@@ -60,8 +69,8 @@ def alpha_flow(
     coupling: Coupling = Independent(),
     diagonal: float = 0.5,
     times: Law = LogitNormal(0.4, 1.0),
-    step: StepLaw = Fraction(SigmoidAnneal()),
-    weight: Weight = Scaled(AdaptivePower(p=1.0, c=1e-2), scale=fraction),
+    step: StepLaw = Fraction(SigmoidAnneal(floor=FLOOR)),
+    weight: Weight = Scaled(AdaptivePower(p=1.0, c=1e-3, per_dimension=True), scale=fraction),
     dropout: LabelDropout | None = None,
 ) -> Objective:
     """AlphaFlow.

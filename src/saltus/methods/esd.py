@@ -68,8 +68,14 @@ def esd(
         near: how the derivative is taken.
         weight: error -> loss.
         dropout: label dropout on the diagonal.
-        guidance: learn the map of the guided velocity, its strength an input of the network.
+        guidance: learn the map of the guided velocity, its strength an input of the network; needs
+            ``dropout``, which trains the unconditional velocity that guidance uses.
     """
+    if guidance is not None and dropout is None:
+        raise ValueError(
+            f"esd: expected dropout beside guidance={guidance}, got none; LabelDropout(0.1) trains the "
+            "velocity without labels that guidance uses"
+        )
     own = Own() if guidance is None else Guided()
     diagonal = Diagonal(student, None, interpolant, coupling, weight=weight, guidance=dropout)
     jump = Eulerian(

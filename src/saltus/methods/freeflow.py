@@ -106,7 +106,15 @@ def freeflow_prediction(
         weight: error -> loss; None is the paper's with its exponent k.
         guidance: learn the map of the guided teacher, its strength an input of the network.
         prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
+
+    Raises:
+        ValueError: for an interval without ``guidance``, which nothing would read.
     """
+    if guidance is None and prediction_interval is not None:
+        raise ValueError(
+            f"prediction_interval: expected none without guidance, got {prediction_interval}; give the "
+            "teacher its own, CFG(b, w, interval=...), or the student strengths as an input, guidance=..."
+        )
     return Lagrangian(
         student,
         interpolant=interpolant,
@@ -158,7 +166,8 @@ def freeflow(
         weight: error -> loss in both; None is the paper's: exponent k there, squared in the correction.
         guidance: learn the map of the guided teacher, its strength an input of student and critic.
         prediction_interval: the times between which the teacher is guided; None leaves it to the rows.
-        correction_interval: the same in the correction, the paper's more cautious at high noise.
+        correction_interval: the same in the correction, the paper's more cautious at high noise; of a teacher
+            with a strength and an interval of its own it says nothing.
         critic_moves: of the critic in a step, each after the first on noise of its own.
     """
     if teacher is critic or (inspect.ismethod(teacher) and teacher.__self__ is critic):
@@ -169,6 +178,8 @@ def freeflow(
         raise ValueError(
             f"freeflow: expected a share in [0, 1), got {share}; freeflow_prediction is a share of 1"
         )
+    if share == 0.0 and factor is not None:
+        raise ValueError(f"factor: expected none where share is 0, got {factor}; it balances two parts")
     if critic_moves < 1:
         raise ValueError(
             f"freeflow: expected at least one move of the critic, got {critic_moves}; a critic that does not "

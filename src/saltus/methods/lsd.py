@@ -68,6 +68,11 @@ def lsd(
         guidance: learn the map of the guided velocity, its strength an input of the network; needs
             ``dropout``, which trains the unconditional velocity that guidance uses.
     """
+    if guidance is not None and dropout is None:
+        raise ValueError(
+            f"lsd: expected dropout beside guidance={guidance}, got none; LabelDropout(0.1) trains the "
+            "velocity without labels that guidance uses"
+        )
     end = Own() if guidance is None else Guided()
     diagonal = Diagonal(student, None, interpolant, coupling, weight=weight, guidance=dropout)
     jump = Lagrangian(

@@ -19,8 +19,8 @@ the longer grids slowly, so sample with ``last`` steps.
 
 References:
     Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022,
-    arXiv 2202.00512, algorithm 2 and sec. 4 (twice as long for the stages of 2 steps and of 1). N = 1024
-    there.
+    arXiv 2202.00512, algorithm 2 and sec. 4 (twice as long for the stages of 2 steps and of 1). N = 8192
+    there on CIFAR-10.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saltus.autodiff import Derivative, TwoPass
@@ -33,10 +35,11 @@ from saltus.interpolants import Interpolant, Linear, Trigonometric
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Diagonal, Distribution, Eulerian, OnSamples, Part, PerResidual, Sum
-from saltus.samples import RandomStops, Renoising, RisingStops, Stops
+from saltus.samples import RandomStops, Renoising, Stops
 from saltus.slots import Teacher
+from saltus.streams import Streams
 from saltus.tangents import AngleTangents
-from saltus.times import Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
+from saltus.times import Law, Lognormal, Ramp, ToEnd, linear_time, trigonometric_time
 from saltus.typing import Schedule, Velocity
 from saltus.weights import Squared, Weight
 
@@ -67,6 +70,22 @@ CARD = Card(
         "levels of noise without the shift by 5 of the authors' video models",
     ),
 )
+
+
+@dataclass(frozen=True)
+class RisingStops:
+    """0, and of ``count`` - 1 draws of a law the latest so far each time, of each row its own."""
+
+    count: int
+    law: Law
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"stops: expected at least 2, the prior and one more, got {self.count}")
+
+    def __call__(self, rng: Streams) -> Tensor:
+        drawn = self.law(rng.uniform("stops", self.count - 1)).clamp(0.0, 1.0)
+        return torch.cat([drawn.new_zeros(len(drawn), 1), drawn.cummax(dim=1).values], dim=1)
 
 
 def rcm(

@@ -4,8 +4,8 @@
       +   q   E | u_{s,t}(I_s) - sg (u'_{s,m}(I_s) + u'_{m,t}(X'_{s,m}(I_s)))/2 |^2,
     t - s = 2^-j,  s a multiple of it,  m the middle
 
-The half jumps are those of a moving average u' of the student. The diagonal stands for the smallest
-step; its times lie on the grid of 128 cells.
+The half jumps are those of a moving average u' of the student. The diagonal stands for the smallest step: its
+times lie on the grid of 128 cells, and half jumps of one cell ask u'_{s,s} and u'_{m,m}.
 
 Use it where no derivative can be taken and power-of-two step counts suffice.
 
@@ -17,6 +17,10 @@ References:
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from saltus.couplings import Coupling, Independent
 from saltus.games import Follow, Game, student_move
@@ -25,8 +29,40 @@ from saltus.interpolants import Interpolant, Linear
 from saltus.maps import NetworkMap
 from saltus.methods import Card, Cost, Need, Sampler
 from saltus.objectives import Composition, Diagonal, Part, Sum
+from saltus.tensors import like
 from saltus.times import Dyadic, Grid, Midpoint
+from saltus.typing import Condition, FlowMap, Output
 from saltus.weights import Squared, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A flow map whose average velocity over ``least`` or less is that at the start.
+
+    Attributes:
+        student: the flow map.
+        least: the smallest step that it has learned to tell from none.
+    """
+
+    student: FlowMap
+    least: float
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """x + (t - s) u_{s,t}(x)."""
+        return x + like(t - s, x) * self.average(x, s, t, cond)
+
+    def average(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """u_{s,t}(x), or u_{s,s}(x)."""
+        return self.evaluate(x, s, t, cond).u
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """b_t(x)."""
+        return self.student.velocity(x, t, cond)
+
+    def evaluate(self, x: Tensor, s: Tensor, t: Tensor, cond: Condition | None = None) -> Output:
+        """u_{s,t}(x), or u_{s,s}(x), and the second heads there."""
+        return self.student.evaluate(x, s, torch.where(t - s > 1.01 * self.least, t, s), cond)
+
 
 CARD = Card(
     title="Shortcut models",
@@ -68,19 +104,22 @@ def shortcut(
         weight: error -> loss.
         dropout: label dropout on the diagonal.
     """
+    if levels < 2:
+        raise ValueError(f"shortcut: expected at least 2 levels, the diagonal and one of jumps, got {levels}")
     target = deepcopy(student).requires_grad_(False)
+    cells = 2 ** (levels - 1)
     smallest = Diagonal(
         student,
         None,
         interpolant,
         coupling,
-        times=Grid(2 ** (levels - 1)),
+        times=Grid(cells),
         weight=weight,
         guidance=dropout,
     )
     jump = Composition(
         student,
-        target,
+        Resolved(target, 1.0 / cells),
         interpolant,
         coupling,
         times=Dyadic(levels - 1),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,11 +24,11 @@ from torch import Tensor
 from saltus.adversaries import Adversary
 from saltus.guidance import GuidanceInput, LabelDropout
 from saltus.interpolants import Interpolant, Linear
-from saltus.samples import FromPrior, Made, Maker, draw_samples, make_samples
+from saltus.samples import Ends, FromPrior, Made, Maker, draw_samples, make_samples
 from saltus.streams import Streams
 from saltus.typing import Batch, Condition, Draws, FlowMap, Term
 
-__all__ = ["Adversarial", "Discrimination", "Ends", "Real"]
+__all__ = ["Adversarial", "Discrimination", "Real"]
 
 
 class Real(Enum):
@@ -42,18 +41,6 @@ class Real(Enum):
 
     DATA = "data"
     WANTED = "wanted"
-
-
-@runtime_checkable
-class Ends(Protocol):
-    """A loss that makes samples: what they are, without gradient, what it compares them with if it does, and
-    their condition. ``draw`` is the loss's own; what they are compared with is None unless ``compared``."""
-
-    def draw(self, batch: Batch, rng: Streams) -> Draws: ...
-
-    def ends(
-        self, batch: Batch, draws: Draws, compared: bool = True
-    ) -> tuple[Made, Tensor | None, Condition | None]: ...
 
 
 @dataclass(frozen=True, eq=False)

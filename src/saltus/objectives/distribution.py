@@ -38,8 +38,7 @@ from torch import Tensor
 
 from saltus.guidance import GuidanceInput
 from saltus.interpolants import Interpolant, Linear
-from saltus.objectives.adversarial import Ends
-from saltus.samples import FromPrior, Made, Maker, draw_samples, make_samples, renoised
+from saltus.samples import Ends, FromPrior, Made, Maker, draw_samples, make_samples, renoised
 from saltus.streams import Streams
 from saltus.tensors import answered, like, sg
 from saltus.times import Law, Uniform

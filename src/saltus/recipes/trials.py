@@ -54,8 +54,9 @@ NOISE = 2**31
 KINDS: dict[str, str] = {"rmse": MAP_ERROR, "sw": "sliced W2", "energy": "energy", "frechet": FRECHET}
 """The figures of a result, and what judges call them."""
 
-ASKED = frozenset({"threshold", "quick_threshold"})
-"""What a card asks of figures, which then do not depend on it."""
+CARDS = frozenset({"Card", "replace"})
+ASKED = frozenset({"title", "paper", "cost", "bias", "second_hand", "threshold", "quick_threshold"})
+"""Calls that make a card, and what it says, or asks of figures, that no figure depends on."""
 BASE = "flow_matching"
 """A method that every problem can be put together with, and that trains a teacher."""
 PACKAGE = "saltus"
@@ -167,12 +168,12 @@ def _reached(*begin: str) -> set[str]:
 
 
 def computes(source: str) -> str:
-    """A module without what no figure depends on: comments, docstrings, and what a card asks of figures."""
+    """A module without what no figure depends on: comments, docstrings, what a card says or asks."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             node.body = [line for line in node.body if not _is_text(line)]
-        elif isinstance(node, ast.Call):
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CARDS:
             node.keywords = [k for k in node.keywords if k.arg not in ASKED]
     return ast.dump(tree)
 
