@@ -126,3 +126,17 @@ def test_whom_a_student_learns_from() -> None:
     for teacher in (other, CFG(LAW, interval=(0.0, 0.5))):
         with pytest.raises(ValueError, match=f"got {type(teacher).__name__} with guidance of its own"):
             guided(teacher, drawn, (0.2, 0.9))
+
+
+@pytest.mark.parametrize("name", ["lsd", "esd"])
+def test_guidance_of_the_own_velocity_needs_one_that_learns_without_labels(name: str) -> None:
+    student = Perturbed(gaussian().exact, torch.zeros(8, dtype=torch.float64))
+    with pytest.raises(ValueError, match=f"{name}: expected dropout"):
+        METHODS[name].build(student, guidance=GuidanceInput(3.0))
+    METHODS[name].build(student, guidance=GuidanceInput(3.0), dropout=LabelDropout(0.1))
+
+
+def test_an_interval_that_nothing_reads_is_refused() -> None:
+    student = Perturbed(gaussian().exact, torch.zeros(8, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"expected none without guidance, got \(0.2, 0.5\)"):
+        METHODS["freeflow_prediction"].build(student, teacher=LAW, prediction_interval=(0.2, 0.5))
