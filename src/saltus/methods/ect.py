@@ -11,7 +11,8 @@ one step, or several by re-noising; never compose jumps.
 
 References:
     Geng et al., "Consistency models made easy", 2024, arXiv 2406.14548 (P_mean -1.1, P_std 2, q = 2,
-    k = 8, b = 1; plain norm, c = 0).
+    k = 8, b = 1; plain norm, c = 0, as in their code for CIFAR-10; the later one for ImageNet has q = 4 and
+    another weight).
 """
 
 from __future__ import annotations
