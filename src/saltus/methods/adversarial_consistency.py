@@ -53,7 +53,7 @@ CARD = Card(
     steps=(1, 2, 4, 8),
     two_times=False,
     cost=Cost(live=1.0, stopped=3.0, teacher=2.0),
-    threshold=None,
+    threshold=0.28,
     quick_threshold=1.45,
     bias="a DDIM step of the teacher: O(d)",
     plain={"weight": Squared()},

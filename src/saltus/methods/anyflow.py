@@ -50,7 +50,7 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, stopped=1.0),
-    threshold=None,
+    threshold=0.62,
     quick_threshold=0.65,
     bias="the central difference: O(d^2) in its half-width d; rows divided by their own error move the fixed "
     "point in low dimension",

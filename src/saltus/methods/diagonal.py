@@ -52,7 +52,7 @@ CARD = Card(
     steps=(1,),
     two_times=False,
     cost=Cost(live=4.0, stopped=4.0, teacher=1.0),
-    threshold=None,
+    threshold=0.14,
     quick_threshold=0.2,
     bias="a law, not a map: every map to the teacher's law is a fixed point",
     plain={"weight": Squared(), "steps": (1,), "critic_moves": 3, "levels": Uniform(), "normalised": False},

@@ -92,6 +92,6 @@ def esd(
     return Sum((Part("diagonal", diagonal, eta, eta), Part("eulerian", jump, 1.0 - eta, 1.0 - eta)))
 
 
-CONVEX = replace(CARD, cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25))
+CONVEX = replace(CARD, cost=Cost(live=0.75, live_jvp=0.25, stopped=0.25), threshold=0.39)
 
 VARIANTS = (Method("esd_convex", partial(esd, gradient=Gradient.DERIVATIVE), CONVEX),)

@@ -67,7 +67,7 @@ CARD = Card(
     steps=(1,),
     two_times=False,
     cost=Cost(live=2.0, stopped=1.25, stopped_jvp=0.75, teacher=1.0),
-    threshold=None,
+    threshold=0.34,
     quick_threshold=1.07,
     plain={"weight": Squared()},
     second_hand=(

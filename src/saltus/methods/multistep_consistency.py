@@ -59,7 +59,7 @@ CARD = Card(
     steps=(4,),
     two_times=False,
     cost=Cost(live=1.0, stopped=1.0, teacher=1.0),
-    threshold=None,
+    threshold=0.27,
     quick_threshold=0.66,
     bias="an adjusted DDIM step of the teacher: O(d); above eta = 0 it gives back too much in low dimension, "
     "where x1^ and x0^ are not orthogonal",

@@ -51,7 +51,7 @@ CARD = Card(
     steps=(1, 2, 4),
     two_times=False,
     cost=Cost(live=3.0, stopped=4.0, stopped_jvp=1.0, teacher=2.0),
-    threshold=None,
+    threshold=0.25,
     quick_threshold=0.45,
     plain={
         "weight": Squared(),

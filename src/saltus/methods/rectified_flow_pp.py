@@ -46,7 +46,7 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16, 32, 64),
     two_times=False,
     cost=Cost(live=1.0, teacher=64.0),
-    threshold=None,
+    threshold=0.24,
     quick_threshold=None,
     bias="the flow of the teacher's pairs, straighter than the teacher's own",
     rectifies=True,

@@ -57,7 +57,7 @@ INSTAFLOW = Card(
     steps=(1,),
     two_times=False,
     cost=Cost(live=1.0, teacher=64.0),
-    threshold=None,
+    threshold=0.19,
     quick_threshold=0.29,
     bias="the flow of the teacher's pairs, straighter than the teacher's own",
     rectifies=True,

@@ -35,7 +35,7 @@ CARD = Card(
     steps=(4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, stopped_jvp=0.25),
-    threshold=0.18,
+    threshold=0.25,
     quick_threshold=0.31,
     bias="p = 1 divides rows by their own error, which moves the fixed point in low dimension",
     plain={"weight": Squared()},

@@ -54,7 +54,7 @@ CARD = Card(
     steps=(1, 2, 4),
     two_times=False,
     cost=Cost(live=2.0, stopped=1.0, stopped_jvp=1.0, teacher=1.0),
-    threshold=None,
+    threshold=0.25,
     quick_threshold=0.45,
     plain={
         "weight": Squared(),

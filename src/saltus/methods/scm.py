@@ -47,7 +47,7 @@ CARD = Card(
     steps=(1, 2, 4),
     two_times=False,
     cost=Cost(live=1.0, stopped_jvp=1.0),
-    threshold=None,
+    threshold=0.38,
     quick_threshold=0.59,
     bias="normalised tangents of noisy rows move the fixed point in low dimension",
     plain={"weight": Squared(), "interpolant": Linear(), "time": linear_time, "warm_up": None, "mean": -1.0},

@@ -48,7 +48,7 @@ CARD = Card(
     steps=(1,),
     two_times=False,
     cost=Cost(live=1.0, teacher=64.0),
-    threshold=None,
+    threshold=0.21,
     quick_threshold=0.31,
     bias="the flow of the teacher's pairs, straighter than the teacher's own",
     rectifies=True,

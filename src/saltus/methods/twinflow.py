@@ -51,7 +51,7 @@ CARD = Card(
     steps=(1, 2, 4, 8, 16),
     two_times=True,
     cost=Cost(live=1.0, stopped=1.8125),
-    threshold=None,
+    threshold=0.84,
     quick_threshold=0.88,
     bias="finite steps along the line of a pair: O(d); rows divided by their own error, and clamps, move the "
     "fixed point in low dimension",
