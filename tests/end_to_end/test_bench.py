@@ -90,6 +90,8 @@ def test_what_diverged_has_no_figure_and_misses(capsys: pytest.CaptureFixture[st
     assert held([result("lsd", 0, {"1": 0.2, "2": 0.2, "4": 0.2}), result("lsd", 1, {"1": None})]) == 1
     said = capsys.readouterr().out
     assert "diverges" in said and "MISSED at 1 2 4" in said
+    assert held([result("lsd", 0, {"1": 0.2, "2": 2e3, "4": 0.2})]) == 1
+    assert "MISSED at 2" in capsys.readouterr().out
 
 
 def test_methods_without_coupling_are_judged_by_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:

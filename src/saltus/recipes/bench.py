@@ -240,6 +240,11 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         file.write(("" if ended else "\n") + json.dumps(row) + "\n")
 
 
+def _blown(value: float | None) -> bool:
+    """Whether a figure is of a training that diverged: none, or beyond any law that a bench has."""
+    return value is None or value > 100.0
+
+
 @dataclass(frozen=True)
 class Line:
     """One method on one problem: its results, and what they may be at most.
@@ -281,7 +286,7 @@ class Line:
     def values(self, kind: str, k: int) -> list[float]:
         """The figures of the seeds at k steps; none unless every seed has one."""
         found = [row[kind].get(str(k)) for row in self.rows]
-        return [] if None in found else found
+        return [] if any(map(_blown, found)) else found
 
     def mean(self, kind: str, k: int) -> float | None:
         """Their mean."""
@@ -310,7 +315,7 @@ class Line:
         """The mean and, with ``spread``, half the range of the seeds."""
         found = self.values(kind, k)
         if not found:
-            blown = any(str(k) in row[kind] and row[kind][str(k)] is None for row in self.rows)
+            blown = any(str(k) in row[kind] and _blown(row[kind][str(k)]) for row in self.rows)
             return "diverges" if blown else None
         mean = figure(statistics.fmean(found))
         return f"{mean} ({figure((max(found) - min(found)) / 2)})" if spread and len(found) > 1 else mean
