@@ -21,7 +21,7 @@ from saltus.methods import load
 from saltus.objectives import Sum
 from saltus.recipes.cifar10 import PUBLISHED
 from saltus.recipes.resolve import experiment
-from saltus.times import LogitNormal
+from saltus.times import Earliest, LogitNormal
 from saltus.weights import AdaptivePower, LearnedLogVariance
 
 RNG = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_what_published_settings_change_of_a_method() -> None:
     first, jump = objective.parts
     assert (first.share, jump.share) == (0.25, 0.75)
     assert vars(first.objective)["weight"] == AdaptivePower(p=0.75, c=1e-3)
-    assert vars(first.objective)["times"] == LogitNormal(2.0, 2.0)
+    assert vars(first.objective)["times"] == Earliest(LogitNormal(2.0, 2.0))
     assert (made.training.steps, made.training.ema) == (800_000, (0.99995,))
     made = experiment("cifar10-lsd", [*PUBLISH, "--batch", "32"])
     objective = made.game(made.model()).moves[0].objective

@@ -74,7 +74,8 @@ CARD = Card(
     cost=Cost(live=1.0, stopped=0.25),
     threshold=0.48,
     quick_threshold=0.84,
-    plain={"clip": None, "decay": 0.95},
+    bias="half jumps of one cell in 128 are Euler steps",
+    plain={"clip": None, "decay": 0.95, "euler": False},
 )
 
 
@@ -85,6 +86,7 @@ def shortcut(
     coupling: Coupling = Independent(),
     bootstrap: float = 0.125,
     levels: int = 8,
+    euler: bool = True,
     decay: float = 0.999,
     clip: float | None = 4.0,
     weight: Weight = Squared(),
@@ -99,6 +101,8 @@ def shortcut(
         bootstrap: the share q of rows that learn from two half jumps.
         levels: jumps have length 2^-j, j < levels - 1; the diagonal is the last level, of 2^(levels - 1)
             cells.
+        euler: whether half jumps of one cell are Euler steps, u_{s,s}, as in the paper. If not, the network
+            is asked for u_{s,t}, which no row learns there, but whose stationary point is exact.
         decay: of the moving average that makes the half jumps.
         clip: bound on every entry of middle states and targets; None for data of another scale.
         weight: error -> loss.
@@ -119,7 +123,7 @@ def shortcut(
     )
     jump = Composition(
         student,
-        Resolved(target, 1.0 / cells),
+        Resolved(target, 1.0 / cells) if euler else target,
         interpolant,
         coupling,
         times=Dyadic(levels - 1),

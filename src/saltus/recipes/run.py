@@ -118,7 +118,8 @@ def _preview(made: Experiment) -> float:
         given = made.own.get("data") or made.system.name
         print(f"  data         {'none is read' if made.data_free else given}")
     rows = f"{made.training.steps:,} of {made.training.batch} rows"
-    print(f"  steps        {rows}, {cost:g} network evaluations a row in the plain form")
+    print(f"  steps        {rows}")
+    print(f"               {cost:g} network evaluations a row, in the plain form")
     for what, how in [*plan, ("memory", summary(memory))]:
         first, *more = textwrap.wrap(how, 64)
         print(f"  {what:<12} {first}", *more, sep=f"\n{17 * ' '}")
