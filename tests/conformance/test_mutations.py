@@ -101,12 +101,18 @@ def test_every_mutant_is_killed(mutant: Mutant) -> None:
     assert not survives(mutant)
 
 
+def seconds(module: str) -> float:
+    """That the checks of a module take with nothing changed; none may fail."""
+    begin = time.process_time()
+    assert survives(Mutant(module, "", "")), module
+    return time.process_time() - begin
+
+
 def test_the_original_survives_and_the_checks_are_quick() -> None:
-    """The same machinery with nothing changed: no check fails, and none takes long."""
+    """The same machinery with nothing changed: no check fails, none takes long. The first pays for imports, and
+    any may be interrupted by garbage collection: what seems slow is asked again."""
     for module in sorted({m.module for m in MUTANTS}):
-        begin = time.process_time()
-        assert survives(Mutant(module, "", "")), module
-        assert time.process_time() - begin < SECONDS, module
+        assert seconds(module) < SECONDS or seconds(module) < SECONDS, module
 
 
 def test_there_are_enough_mutants_of_every_kind() -> None:
