@@ -109,8 +109,8 @@ def seconds(module: str) -> float:
 
 
 def test_the_original_survives_and_the_checks_are_quick() -> None:
-    """The same machinery with nothing changed: no check fails, none takes long. The first pays for imports, and
-    any may be interrupted by garbage collection: what seems slow is asked again."""
+    """The same machinery with nothing changed: no check fails, none takes long. The first pays for imports,
+    and any may be held up by garbage collection: what seems slow is asked again."""
     for module in sorted({m.module for m in MUTANTS}):
         assert seconds(module) < SECONDS or seconds(module) < SECONDS, module
 
